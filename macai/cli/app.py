@@ -1,0 +1,96 @@
+"""The command line: one list of commands, and the one place where an error becomes a message.
+
+A command's file imports what is heavy inside its function, so that `--help` answers at once.
+"""
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import macai
+from macai.cli import convert, doctor, recipes
+from macai.errors import MacaiError
+
+app = typer.Typer(
+    name="macai",
+    help="Tune a model on your Mac, ship it to every Apple device.",
+    epilog="Example: macai recipes list",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+def _add(command: Callable[..., None]) -> None:
+    """Add a command; the example that ends its docstring is put at the end of its help."""
+    text, _, example = inspect.cleandoc(command.__doc__ or "").partition("\n\nExample: ")
+    app.command(help=text, epilog=f"Example: {example}")(command)
+
+
+# In the order of `macai --help`, which puts groups last.
+_add(convert.convert)
+_add(doctor.doctor)
+app.add_typer(recipes.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"macai {macai.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def prepare(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    # Before any command imports MLX: see macai.models.blas.
+    import macai.models  # noqa: F401
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    The exit code is 0, 1 for an error that macai explains, 2 for wrong usage, 130 after an
+    interrupt and 143 after a SIGTERM. Anything else is a defect and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(prog_name="macai")
+    except MacaiError as e:
+        print(f"error: {e.message}", file=sys.stderr)
+        if e.hint:
+            print(f"hint: {e.hint}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as e:
+        if e.code == 130:  # what typer makes of Ctrl-C
+            print("interrupted", file=sys.stderr)
+        raise
+    finally:
+        _flush_stdout()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that temporary files and children are cleaned up
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        # Python would try once more at its exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError):  # else the reader has all it wanted, as in `| head`
+            print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
+            sys.exit(1)

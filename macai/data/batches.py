@@ -1,0 +1,128 @@
+"""Token-budget batches: which rows go together, as a pure function of (seed, epoch)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+
+from macai.data.tokens import Example
+
+MAX_WIDTHS = 16  # few shapes: a GPU compiles each one, and the allocator caches each one
+WIDTH_STEP = 8
+LEARNT_STEP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A micro-batch yet to be made: the indices of its rows and the width they are padded to."""
+
+    rows: tuple[int, ...]
+    width: int
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows times width."""
+        return len(self.rows) * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch for the model.
+
+    Attributes:
+        ids: int32 [B, L]; rows shorter than L are padded on the right.
+        positions: int32 [N]; where in the flattened [B * L] the hidden states are that predict.
+        targets: int32 [N]; the ids they must predict.
+        weights: float32 [N]; 1, or 0 where N was rounded up.
+        learnt_tokens: The sum of `weights`.
+        real_tokens: Tokens of `ids` that are no padding.
+    """
+
+    ids: mx.array
+    positions: mx.array
+    targets: mx.array
+    weights: mx.array
+    learnt_tokens: int
+    real_tokens: int
+
+
+def widths_for(lengths: Sequence[int]) -> list[int]:
+    """Return at most 16 widths, multiples of 8, that leave little padding on rows so long."""
+    quantiles = np.quantile(lengths, np.arange(1, MAX_WIDTHS + 1) / MAX_WIDTHS, method="higher")
+    return sorted({-(-int(q) // WIDTH_STEP) * WIDTH_STEP for q in quantiles})
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, tokens: int, micro_tokens: int, seed: int, epoch: int
+) -> list[list[Plan]]:
+    """Return the steps of one epoch, each a list of micro-batches; every row is in exactly one.
+
+    Rows are sorted by width, in random order within a width, and cut where rows x width would pass
+    the budget. So the number of padded tokens of a step is about constant, and little of it is
+    padding.
+
+    Args:
+        lengths: Tokens of each row.
+        tokens: Padded tokens of a step. A longer row is a step of its own.
+        micro_tokens: Padded tokens computed at once; gradients of a step's micro-batches are added.
+        seed: With `epoch`, decides the order.
+        epoch: Counted from 0.
+    """
+    widths = np.array(widths_for(lengths))
+    bucket = np.searchsorted(widths, lengths)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    order = rng.permutation(len(lengths))
+    order = order[np.argsort(bucket[order], kind="stable")]
+    row_widths = [int(widths[b]) for b in bucket[order]]
+    steps = [
+        [
+            Plan(tuple(map(int, order[a:b])), row_widths[b - 1])
+            for a, b in _cut(row_widths, begin, end, min(micro_tokens, tokens))
+        ]
+        for begin, end in _cut(row_widths, 0, len(row_widths), tokens)
+    ]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def in_order(lengths: Sequence[int], *, tokens: int) -> list[Plan]:
+    """Return batches of rows sorted by length, the same every time: for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    widths = [-(-int(lengths[i]) // WIDTH_STEP) * WIDTH_STEP for i in order]
+    return [
+        Plan(tuple(map(int, order[a:b])), widths[b - 1])
+        for a, b in _cut(widths, 0, len(widths), tokens)
+    ]
+
+
+def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int) -> Batch:
+    """Pad the planned rows and list what must be predicted where."""
+    rows = [examples[i] for i in plan.rows]
+    ids = np.full((len(rows), plan.width), pad_id, np.int32)
+    learn = np.zeros((len(rows), plan.width), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = row.ids
+        learn[i, : len(row.ids)] = row.learn
+    assert not learn[:, 0].any(), "nothing comes before the first token"
+    targets = np.flatnonzero(learn)
+    learnt = len(targets)
+    room = -(-learnt // LEARNT_STEP) * LEARNT_STEP - learnt
+    # The hidden state that predicts token t is the one of token t - 1.
+    return Batch(
+        ids=mx.array(ids),
+        positions=mx.array(np.pad(targets - 1, (0, room)).astype(np.int32)),
+        targets=mx.array(np.pad(ids.reshape(-1)[targets], (0, room))),
+        weights=mx.array(np.pad(np.ones(learnt, np.float32), (0, room))),
+        learnt_tokens=learnt,
+        real_tokens=sum(len(row.ids) for row in rows),
+    )
+
+
+def _cut(widths: Sequence[int], begin: int, end: int, tokens: int) -> list[tuple[int, int]]:
+    """Cut begin..end (widths ascending) so that rows x last width stays within `tokens`."""
+    cuts = [begin]
+    for i in range(begin, end):
+        if i > cuts[-1] and (i + 1 - cuts[-1]) * widths[i] > tokens:
+            cuts.append(i)
+    return list(pairwise([*cuts, end]))

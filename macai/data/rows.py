@@ -1,0 +1,189 @@
+"""Read training rows: JSONL files, each row checked, all bad ones reported at once."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from macai.errors import DataError
+
+ROLES: Final = ("system", "user", "assistant", "tool")
+SPLITS: Final = ("train", "valid", "test")
+VALID_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation; `train` says whether an assistant's turn is learnt."""
+
+    role: str
+    content: str
+    train: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One example: either `messages`, or `prompt` and `completion`, or `text` alone.
+
+    Attributes:
+        source: Where it was read, "file:line".
+    """
+
+    source: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    completion: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The rows of a data set by what they are for; `test` may be empty."""
+
+    train: list[Row]
+    valid: list[Row]
+    test: list[Row]
+
+
+def read_splits(path: Path) -> Splits:
+    """Read a folder with train.jsonl and valid.jsonl (test.jsonl if present), or one .jsonl file.
+
+    Of one file a tenth becomes the validation set (at least one row), chosen by a hash of each row,
+    so that adding rows does not move the others between the two.
+
+    Raises:
+        DataError: missing or empty files, or bad rows: all of them, with file and line.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder", hint="--data takes a .jsonl or a folder")
+    if path.is_file():
+        return _split(read_rows(path))
+    missing = [f"{s}.jsonl" for s in ("train", "valid") if not (path / f"{s}.jsonl").is_file()]
+    if missing:
+        raise DataError(
+            f"{path}: no {' and no '.join(missing)} in it",
+            hint="a data folder holds train.jsonl and valid.jsonl; or give one .jsonl file",
+        )
+    splits: list[list[Row]] = []
+    errors: list[DataError] = []
+    for file in (path / f"{split}.jsonl" for split in SPLITS):
+        try:
+            splits.append(read_rows(file) if file.is_file() else [])
+        except DataError as e:
+            errors.append(e)
+    if errors:
+        raise DataError("\n".join(e.message for e in errors), hint=errors[0].hint)
+    return Splits(*splits)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read one JSONL file; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read or holds no rows, or some rows are bad: all of them.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read: {e.strerror}") from e
+    rows, problems = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parse(line, f"{path}:{number}"))
+        except (ValueError, RecursionError) as e:
+            problems.append(f"{path}:{number}: {e}")
+    if problems:
+        raise bad_rows(problems)
+    if not rows:
+        raise DataError(f"{path}: no rows in it", hint=_FORMS)
+    return rows
+
+
+def bad_rows(problems: Sequence[str]) -> DataError:
+    """Return the error that lists every bad row."""
+    count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
+    return DataError("\n  ".join([f"{count}:", *problems]), hint=_FORMS)
+
+
+_FORMS = (
+    'a row is {"messages": [{"role", "content"}, ...]}, {"prompt", "completion"} or {"text"}, '
+    "one JSON object a line"
+)
+
+
+def _parse(line: bytes, source: str) -> Row:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as e:
+        raise ValueError(f"not UTF-8 at byte {e.start}") from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f"not valid JSON: {e.msg} at column {e.colno}") from e
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, not an object")
+    forms = [form for form in ("messages", "prompt", "text") if form in value]
+    if len(forms) != 1:
+        found = (
+            " and ".join(repr(form) for form in forms) or ", ".join(map(repr, value)) or "nothing"
+        )
+        raise ValueError(f"needs one of 'messages', 'prompt' or 'text', has {found}")
+    if forms == ["messages"]:
+        return Row(source=source, messages=_messages(value["messages"]))
+    if forms == ["prompt"]:
+        prompt, completion = _text(value, "prompt"), _text(value, "completion")
+        return Row(source=source, prompt=prompt, completion=completion)
+    return Row(source=source, text=_text(value, "text"))
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("'messages' is not a list with turns in it")
+    messages = tuple(_message(turn, number) for number, turn in enumerate(value, 1))
+    if not any(m.role == "assistant" and m.train for m in messages):
+        raise ValueError("no assistant turn to learn from")
+    return messages
+
+
+def _message(turn: Any, number: int) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"turn {number} is not an object")
+    role, content, train = turn.get("role"), turn.get("content"), turn.get("train", True)
+    if role not in ROLES:
+        raise ValueError(f"turn {number}: role {role!r} is none of {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise ValueError(f"turn {number}: 'content' is not a string")
+    if role == "assistant" and not content.strip():
+        raise ValueError(f"turn {number}: the assistant says nothing")
+    if not isinstance(train, bool):
+        raise ValueError(f"turn {number}: 'train' is not true or false")
+    return Message(role=role, content=content, train=train)
+
+
+def _text(value: dict[str, Any], key: str) -> str:
+    text = value.get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"'{key}' is {'missing' if key not in value else 'not a string'}")
+    if not text.strip():
+        raise ValueError(f"'{key}' is empty")
+    return text
+
+
+def _split(rows: list[Row]) -> Splits:
+    if len(rows) < 2:
+        raise DataError(
+            f"{rows[0].source.rpartition(':')[0]}: one row is too few: one to learn, one to check",
+            hint="add rows, or give a folder with train.jsonl and valid.jsonl",
+        )
+    order = sorted(range(len(rows)), key=lambda i: _digest(rows[i]))
+    chosen = set(order[: max(1, round(len(rows) * VALID_SHARE))])
+    train = [row for i, row in enumerate(rows) if i not in chosen]
+    return Splits(train, [rows[i] for i in sorted(chosen)], [])
+
+
+def _digest(row: Row) -> bytes:
+    said: Iterable[str] = (f"{m.role}\0{m.content}" for m in row.messages)
+    text = "\0".join([*said, row.prompt or "", row.completion or "", row.text or ""])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

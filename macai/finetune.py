@@ -1,0 +1,384 @@
+"""Recipe to adapter: model, data, optimiser, loop, checkpoints. An iterator of events.
+
+The only reader of a Recipe below the command line. What it leaves in the output folder:
+`adapter_config.json` and `adapter_model.safetensors` (the adapter of the best validation loss),
+`recipe.toml` (every default written out), `metrics.jsonl`, `checkpoint.safetensors` (to resume).
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+from macai.data.batches import Batch, Plan, make_batch, plan_epoch
+from macai.data.rows import read_splits
+from macai.data.tokens import Example, Prepared, prepare
+from macai.errors import OutputError, TrainingError
+from macai.files import atomic_file, refuse_existing
+from macai.models.adapter import (
+    CONFIG,
+    WEIGHTS,
+    AdapterConfig,
+    adapter_weights,
+    save_adapter_config,
+    save_adapter_weights,
+)
+from macai.models.arrays import named_arrays
+from macai.models.identity import Identity, identify
+from macai.models.load import LoadedModel
+from macai.models.lora import add_lora, target_paths
+from macai.recipe import Recipe, dumps
+from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
+from macai.train.evaluate import mean_loss
+from macai.train.events import Event, Started, Stopped, Summary, Validated, Validating
+from macai.train.loop import Report, train
+from macai.train.loss import Logits, logits_for
+from macai.train.schedule import learning_rate
+from macai.train.workers import Workers, worker_count, workers
+
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """The part of a run's state that is no array; saved with every checkpoint."""
+
+    step: int = 0
+    epoch_loss: float = 0.0
+    epoch_learnt: int = 0
+    real_tokens: int = 0
+    processed_tokens: int = 0
+    step_seconds: float = 0.0
+    valid_seconds: float = 0.0
+    valid_loss: float | None = None
+    best_valid_loss: float | None = None
+    peak_memory_bytes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    recipe: Recipe
+    loaded: LoadedModel
+    out: Path
+    train: list[Example]
+    valid: list[Example]
+    pad_id: int
+    logits: Logits
+    optimizer: optim.Optimizer
+    steps: int
+    steps_per_epoch: int
+    fingerprint: dict[str, str]
+    workers: int
+    pool: Workers | None = None
+    progress: _Progress = field(default_factory=_Progress)
+
+
+def finetune(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    *,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    force: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Run a recipe and yield what happens; the last event is a Summary, or Stopped.
+
+    Args:
+        recipe: Its `model` and `data.path` are not read: `loaded` and `data` are what they named.
+        loaded: Gets LoRA layers, in place; at the end it holds the last step's, not the best ones.
+        data: See `macai.data.rows.read_splits`.
+        out: The folder to write to.
+        resume: Go on from the checkpoint in `out`; the result is that of an uninterrupted run.
+        force: Replace an earlier run in `out`.
+        should_stop: Asked after every step; if true, a checkpoint is written and the run ends.
+
+    Raises:
+        DataError, OutputError, TrainingError, UsageError: see `macai.errors`.
+    """
+    if not resume:
+        refuse_existing(out, force=force)
+    tokenizer, limits = loaded.tokenizer, recipe.data
+    read = read_splits(data)
+    sets = [
+        prepare(rows, tokenizer, max_length=limits.max_length, truncation=limits.truncation)
+        for rows in (read.train, read.valid)
+    ]
+    run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out)
+    if resume:
+        _resume(run)
+    else:
+        _write_start(run)
+    yield _started(run, sets)
+    with workers(run.workers) as run.pool:
+        yield from _steps(run, should_stop)
+
+
+def _set_up(
+    recipe: Recipe, loaded: LoadedModel, train: list[Example], valid: list[Example], out: Path
+) -> _Run:
+    """Put the adapter into the model and decide everything that follows from the recipe."""
+    base = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
+    logits = logits_for(loaded.model)
+    adapter = recipe.adapter
+    add_lora(
+        loaded.model,
+        target_paths(loaded.model, adapter.targets),
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        seed=recipe.train.seed,
+    )
+    # MLX leaves Adam's bias correction off by default; the papers and PyTorch have it on.
+    optimizer = optim.AdamW(
+        learning_rate=recipe.optimizer.learning_rate,
+        weight_decay=recipe.optimizer.weight_decay,
+        bias_correction=True,
+    )
+    optimizer.init(loaded.model.trainable_parameters())
+    pad_id = loaded.tokenizer.pad_token_id
+    run = _Run(
+        recipe=recipe,
+        loaded=loaded,
+        out=out,
+        train=train,
+        valid=valid,
+        pad_id=0 if pad_id is None else pad_id,
+        logits=logits,
+        optimizer=optimizer,
+        steps=0,
+        steps_per_epoch=0,
+        workers=worker_count(),
+        fingerprint=_fingerprint(recipe, base, [*train, *valid]),
+    )
+    # The sorted widths of the rows decide where steps are cut, so every epoch has as many steps.
+    run.steps_per_epoch = len(_plan(run, epoch=0))
+    run.steps = max(1, round(recipe.train.epochs * run.steps_per_epoch))
+    return run
+
+
+def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """Train, validate and save."""
+    options, progress = run.recipe.optimizer, run.progress
+    reports = train(
+        run.loaded.model,
+        run.optimizer,
+        _micro_batches(run),
+        logits=run.logits,
+        rate=partial(
+            learning_rate,
+            run.recipe.schedule.name,
+            peak=options.learning_rate,
+            warmup_steps=run.recipe.schedule.warmup_steps,
+            total_steps=run.steps,
+        ),
+        max_grad_norm=options.max_grad_norm,
+        seed=run.recipe.train.seed,
+        first_step=progress.step,
+        pool=run.pool,
+    )
+    every, save_every = run.recipe.train.eval_every, run.recipe.train.save_every
+    every = every or run.steps_per_epoch
+    with (run.out / METRICS).open("a", encoding="utf-8") as metrics:
+        for report in reports:
+            _count(run, report)
+            _log(metrics, asdict(report))
+            yield report
+            last = report.step == run.steps
+            if validate := last or report.step % every == 0:
+                yield from _validate(run, metrics)
+            stop = not last and should_stop()
+            if validate or stop or (save_every and report.step % save_every == 0):
+                save_checkpoint(
+                    run.out,
+                    run.loaded.model,
+                    run.optimizer,
+                    {"run": run.fingerprint, "progress": asdict(progress)},
+                )
+            if stop:
+                yield Stopped(step=report.step)
+                return
+    yield _summary(run)
+
+
+def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
+    """Measure the validation loss, and keep the adapter if it is the best so far."""
+    progress, began = run.progress, time.perf_counter()
+    events = mean_loss(
+        run.loaded.model,
+        run.valid,
+        logits=run.logits,
+        tokens=run.recipe.batch.tokens // run.workers,
+        pad_id=run.pad_id,
+        pool=run.pool,
+    )
+    loss = math.nan
+    for done, total, mean in events:
+        yield Validating(done=done, total=total)
+        loss = mean
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"step {progress.step}: the validation loss is {loss}",
+            hint="lower optimizer.learning_rate; the last checkpoint is intact",
+        )
+    best = progress.best_valid_loss is None or loss < progress.best_valid_loss
+    progress.valid_loss = loss
+    if best:
+        progress.best_valid_loss = loss
+        save_adapter_weights(run.out, adapter_weights(run.loaded))
+    progress.valid_seconds += time.perf_counter() - began
+    _log(metrics, {"step": progress.step, "valid_loss": loss})
+    yield Validated(step=progress.step, loss=loss, best=best)
+
+
+def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
+    batch = run.recipe.batch
+    return plan_epoch(
+        [len(e.ids) for e in run.train],
+        tokens=batch.tokens,
+        micro_tokens=batch.micro_tokens or -(-batch.tokens // run.workers),
+        seed=run.recipe.train.seed,
+        epoch=epoch,
+    )
+
+
+def _micro_batches(run: _Run) -> Iterator[Sequence[Callable[[], Batch]]]:
+    """Yield the steps still to do: each epoch's order follows from its number alone."""
+    step = run.progress.step
+    while step < run.steps:
+        epoch, done = divmod(step, run.steps_per_epoch)
+        if done == 0:
+            run.progress.epoch_loss, run.progress.epoch_learnt = 0.0, 0
+        for plans in _plan(run, epoch)[done : done + run.steps - step]:
+            yield [partial(make_batch, run.train, p, pad_id=run.pad_id) for p in plans]
+            step += 1
+
+
+def _count(run: _Run, report: Report) -> None:
+    progress = run.progress
+    progress.step = report.step
+    progress.epoch_loss += report.loss * report.learnt_tokens
+    progress.epoch_learnt += report.learnt_tokens
+    progress.real_tokens += report.real_tokens
+    progress.processed_tokens += report.processed_tokens
+    progress.step_seconds += report.seconds
+    progress.peak_memory_bytes = max(progress.peak_memory_bytes, report.peak_memory_bytes)
+
+
+def _log(metrics: Any, values: dict[str, Any]) -> None:
+    try:
+        metrics.write(json.dumps(values) + "\n")
+        metrics.flush()
+    except OSError as e:
+        raise OutputError(f"{metrics.name}: cannot be written: {e.strerror}") from e
+
+
+def _write_start(run: _Run) -> None:
+    """Write what describes the run; take away what an earlier run left."""
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+        for name in (FILE, METRICS, WEIGHTS, CONFIG):
+            (run.out / name).unlink(missing_ok=True)
+    except OSError as e:
+        raise OutputError(f"{run.out}: cannot be written: {e.strerror}") from e
+    with atomic_file(run.out / RECIPE) as temporary:
+        temporary.write_text(dumps(run.recipe), encoding="utf-8")
+    adapter = run.recipe.adapter
+    save_adapter_config(
+        run.loaded,
+        run.out,
+        AdapterConfig(
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            scale=adapter.alpha / adapter.rank,
+            dropout=adapter.dropout,
+            base_name=run.recipe.model,
+            base=identify(run.loaded.path, chat_template=run.loaded.tokenizer.chat_template),
+        ),
+    )
+    mx.reset_peak_memory()
+
+
+def _resume(run: _Run) -> None:
+    """Go back to the last checkpoint: its arrays, its counters, its metrics."""
+    checkpoint = load_checkpoint(run.out)
+    saved = checkpoint.state["run"]
+    if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
+        raise TrainingError(
+            f"{run.out}: its run had another {' and '.join(different)}",
+            hint=f"{run.out / RECIPE} says which; or start anew without --resume",
+        )
+    restore(checkpoint, run.loaded.model, run.optimizer)
+    run.progress = _Progress(**checkpoint.state["progress"])
+    log = run.out / METRICS
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    kept = [line for line in lines if _logged_step(line) <= run.progress.step]
+    with atomic_file(log) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _logged_step(line: str) -> float:
+    """Return the step of a line of metrics.jsonl; infinity for one cut off by a crash."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) -> dict[str, str]:
+    """Return hashes of all that decides the result: a resumed run must have the same."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
+    decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
+    decisive["train"] = {k: v for k, v in decisive["train"].items() if k != "save_every"}
+    return {
+        "recipe": hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
+        "base model": base.weights,
+        "data": digest.hexdigest(),
+    }
+
+
+def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
+    plans = [plan for step in _plan(run, epoch=0) for plan in step]
+    parameters = named_arrays(run.loaded.model.trainable_parameters()).values()
+    return Started(
+        train_rows=len(run.train),
+        valid_rows=len(run.valid),
+        dropped_rows=sum(s.dropped for s in sets),
+        shortened_rows=sum(s.shortened for s in sets),
+        trainable_parameters=sum(p.size for p in parameters),
+        steps=run.steps,
+        steps_per_epoch=run.steps_per_epoch,
+        first_step=run.progress.step,
+        real_share=sum(len(e.ids) for e in run.train) / sum(p.padded_tokens for p in plans),
+    )
+
+
+def _summary(run: _Run) -> Summary:
+    progress = run.progress
+    assert progress.valid_loss is not None, "the last step is always validated"
+    assert progress.best_valid_loss is not None
+    return Summary(
+        adapter=str(run.out),
+        steps=progress.step,
+        epochs=progress.step / run.steps_per_epoch,
+        train_loss=progress.epoch_loss / progress.epoch_learnt,
+        valid_loss=progress.valid_loss,
+        best_valid_loss=progress.best_valid_loss,
+        real_tokens=progress.real_tokens,
+        processed_tokens=progress.processed_tokens,
+        tokens_per_second=progress.real_tokens / progress.step_seconds,
+        peak_memory_bytes=progress.peak_memory_bytes,
+        seconds=progress.step_seconds + progress.valid_seconds,
+    )

@@ -1,0 +1,182 @@
+"""Adapter files, in PEFT's own format plus the identity of the base they belong to.
+
+`adapter_config.json` and `adapter_model.safetensors` with `base_model.model.<path>.lora_A.weight`
+[rank, in] and `lora_B.weight` [out, rank]; the key "macai" in the config holds the hashes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from macai import __version__
+from macai.errors import AdapterError
+from macai.files import atomic_file, write_json
+from macai.models.arrays import load_arrays
+from macai.models.identity import Identity, identify
+from macai.models.load import LoadedModel
+from macai.models.lora import add_lora, linear_paths, lora_layers, target_paths
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What an adapter is, apart from its numbers.
+
+    Attributes:
+        scale: What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) in rsLoRA files.
+        base: Identity of the base it was trained on; None in files of other tools.
+    """
+
+    rank: int
+    alpha: float
+    scale: float
+    dropout: float
+    base_name: str
+    base: Identity | None
+
+
+def adapter_weights(loaded: LoadedModel) -> dict[str, mx.array]:
+    """Return the adapter's arrays by PEFT name, float32."""
+    weights = {}
+    for path, layer in lora_layers(loaded.model).items():
+        weights[f"{PREFIX}{path}.lora_A.weight"] = layer.lora_A
+        weights[f"{PREFIX}{path}.lora_B.weight"] = layer.lora_B
+    return weights
+
+
+def save_adapter_config(loaded: LoadedModel, folder: Path, config: AdapterConfig) -> None:
+    """Write adapter_config.json for the adapter now in the model."""
+    paths = list(lora_layers(loaded.model))
+    names = sorted({p.rpartition(".")[2] for p in paths})
+    if set(target_paths(loaded.model, names)) != set(paths):
+        names = sorted(paths)
+    value: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.base_name,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": names,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_dora": False,
+        "use_rslora": False,
+        "modules_to_save": None,
+        "macai": {"version": __version__, "base": config.base.to_json() if config.base else None},
+    }
+    write_json(folder / CONFIG, value)
+
+
+def save_adapter_weights(folder: Path, weights: dict[str, mx.array]) -> None:
+    """Write adapter_model.safetensors, atomically."""
+    with atomic_file(folder / WEIGHTS) as temporary:
+        mx.save_safetensors(str(temporary), weights, metadata={"format": "pt"})
+
+
+def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:
+    """Put the adapter in `folder` into the model, in place.
+
+    Raises:
+        AdapterError: files are missing or broken, it belongs to another base, or its names or
+            shapes do not fit this one.
+    """
+    config = read_adapter_config(folder)
+    check_base(config, loaded, folder)
+    weights = _read_weights(folder / WEIGHTS)
+    paths = sorted({k.removeprefix(PREFIX).rpartition(".lora_")[0] for k in weights})
+    expected = {f"{PREFIX}{p}.lora_{x}.weight" for p in paths for x in "AB"}
+    if odd := sorted(expected.symmetric_difference(weights)):
+        raise AdapterError(
+            f"{folder}: {len(odd)} tensors have no partner or an unknown name: {odd[0]}"
+        )
+    _require_linear(loaded, paths, folder)
+    add_lora(loaded.model, paths, rank=config.rank, alpha=config.scale * config.rank)
+    for path, layer in lora_layers(loaded.model).items():
+        for name in ("lora_A", "lora_B"):
+            value, own = weights[f"{PREFIX}{path}.{name}.weight"], layer[name]
+            if value.shape != own.shape:
+                raise AdapterError(
+                    f"{folder}: {path}.{name} is {list(value.shape)}, the model needs "
+                    f"{list(own.shape)}",
+                    hint="it was made for another model, or another rank than its config says",
+                )
+            layer[name] = value.astype(mx.float32)
+    mx.eval(loaded.model.parameters())
+    return config
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read adapter_config.json; AdapterError names what macai cannot represent."""
+    file = folder / CONFIG
+    if not file.is_file():
+        raise AdapterError(
+            f"{folder}: no {CONFIG} in it", hint="--adapter takes the folder macai train wrote"
+        )
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        rank, alpha = int(value["r"]), float(value["lora_alpha"])
+        own = value.get("macai") or {}
+        base = Identity(**own["base"]) if own.get("base") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise AdapterError(f"{file}: not a LoRA configuration ({type(e).__name__}: {e})") from e
+    unsupported = [
+        k
+        for k in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+        if value.get(k)
+    ]
+    if value.get("peft_type") != "LORA" or value.get("bias", "none") != "none" or rank < 1:
+        unsupported.insert(0, "peft_type, bias or r")
+    if unsupported:
+        raise AdapterError(f"{file}: {', '.join(unsupported)}: not supported by this version")
+    return AdapterConfig(
+        rank=rank,
+        alpha=alpha,
+        scale=alpha / math.sqrt(rank) if value.get("use_rslora") else alpha / rank,
+        dropout=float(value.get("lora_dropout") or 0.0),
+        base_name=str(value.get("base_model_name_or_path") or ""),
+        base=base,
+    )
+
+
+def check_base(config: AdapterConfig, loaded: LoadedModel, folder: Path) -> None:
+    """Raise AdapterError if the adapter was trained on another base than `loaded`."""
+    if config.base is None:
+        return
+    actual = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
+    different = [k for k, v in config.base.to_json().items() if actual.to_json()[k] != v]
+    if different:
+        raise AdapterError(
+            f"{folder}: trained on another base: its {' and '.join(different)} differ "
+            f"from those of {loaded.path}",
+            hint=f"it belongs to '{config.base_name}'",
+        )
+
+
+def _require_linear(loaded: LoadedModel, paths: list[str], folder: Path) -> None:
+    linear = set(linear_paths(loaded.model))
+    if strange := [p for p in paths if p not in linear]:
+        raise AdapterError(
+            f"{folder}: the model has no linear layer {strange[0]} ({len(strange)} such)",
+            hint="it was made for another model",
+        )
+
+
+def _read_weights(file: Path) -> dict[str, mx.array]:
+    if not file.is_file():
+        raise AdapterError(f"{file.parent}: no {WEIGHTS} in it", hint="is the copy complete?")
+    try:
+        weights, _ = load_arrays(file)
+    except RuntimeError as e:
+        raise AdapterError(f"{file}: cannot be read: {e}", hint="is the copy complete?") from e
+    if not weights:
+        raise AdapterError(f"{file}: holds no tensors")
+    return weights

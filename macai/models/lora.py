@@ -1,0 +1,126 @@
+"""Low-rank adapters (Hu et al., arXiv:2106.09685) put into and taken out of any mlx-lm model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from macai.errors import UsageError
+
+ALL_LINEAR = "all-linear"
+HEAD = "lm_head"  # PEFT's all-linear leaves the output head alone, and so does ours
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus scale * B A: y = W x + (alpha / rank) B A x.
+
+    Attributes:
+        lora_A: float32 [rank, in], drawn uniformly as PEFT does (kaiming, a = sqrt 5).
+        lora_B: float32 [out, rank], zero at first, so that a new adapter changes nothing.
+    """
+
+    def __init__(
+        self, linear: nn.Module, *, rank: int, alpha: float, dropout: float, key: mx.array
+    ) -> None:
+        super().__init__()
+        out_features, in_features = linear_shape(linear)
+        bound = 1 / math.sqrt(in_features)
+        self.linear = linear
+        self.dropout = nn.Dropout(dropout)
+        self.scale = alpha / rank
+        self.lora_A = mx.random.uniform(-bound, bound, (rank, in_features), key=key)
+        self.lora_B = mx.zeros((out_features, rank))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., in] -> [..., out], in the type of `x`: a float32 product would promote the rest."""
+        low = self.dropout(x) @ self.lora_A.T.astype(x.dtype)
+        return self.linear(x) + self.scale * (low @ self.lora_B.T.astype(x.dtype))
+
+    def delta(self) -> mx.array:
+        """Return what the adapter adds to the weight, float32 [out, in]."""
+        return self.scale * (self.lora_B @ self.lora_A)
+
+
+def linear_shape(linear: nn.Module) -> tuple[int, int]:
+    """Return (out, in) of a plain or quantised linear layer."""
+    out_features, columns = linear.weight.shape
+    if isinstance(linear, nn.QuantizedLinear):
+        columns = columns * 32 // linear.bits
+    return out_features, columns
+
+
+def linear_paths(model: nn.Module) -> list[str]:
+    """Return the paths of all linear layers, adapted ones included, in the model's order."""
+    modules = dict(model.named_modules())
+    linear = (nn.Linear, nn.QuantizedLinear, LoRALinear)
+    return sorted(
+        (
+            path
+            for path, module in modules.items()
+            if isinstance(module, linear)
+            and not isinstance(modules.get(path.rpartition(".")[0]), LoRALinear)
+        ),
+        key=_natural,
+    )
+
+
+def target_paths(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return the paths of the linear layers that `targets` name, in the model's order.
+
+    A target is the last part of a path ("q_proj"), a longer tail ("self_attn.q_proj"), or
+    "all-linear" for every linear layer but the head.
+
+    Raises:
+        UsageError: a target that matches nothing; all such are named.
+    """
+    linears = linear_paths(model)
+    unmatched = [t for t in targets if not any(_matches(p, t) for p in linears)]
+    if unmatched:
+        known = sorted({p.rpartition(".")[2] for p in linears})
+        raise UsageError(
+            f"no linear layer is called {', '.join(map(repr, unmatched))}",
+            hint=f"this model has {', '.join(known)}; or use '{ALL_LINEAR}'",
+        )
+    return [p for p in linears if any(_matches(p, t) for t in targets)]
+
+
+def add_lora(
+    model: nn.Module,
+    paths: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Freeze `model` and put a LoRALinear in place of each layer in `paths`."""
+    model.freeze()
+    modules: dict[str, Any] = dict(model.named_modules())
+    keys = mx.random.split(mx.random.key(seed), len(paths))
+    wrapped = [
+        (p, LoRALinear(modules[p], rank=rank, alpha=alpha, dropout=dropout, key=k))
+        for p, k in zip(paths, keys, strict=True)
+    ]
+    for _, module in wrapped:
+        module.linear.freeze()
+    model.update_modules(tree_unflatten(wrapped))
+    mx.eval(model.parameters())
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """Return the adapted layers by path."""
+    return {p: m for p, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def _matches(path: str, target: str) -> bool:
+    if target == ALL_LINEAR:
+        return path.rpartition(".")[2] != HEAD
+    return path == target or path.endswith("." + target)
+
+
+def _natural(path: str) -> list[tuple[bool, int, str]]:
+    """Sort key under which layers.2 comes before layers.10."""
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in path.split(".")]

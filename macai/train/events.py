@@ -1,0 +1,74 @@
+"""What a run tells its caller, besides the reports of its steps."""
+
+from dataclasses import dataclass
+
+from macai.train.loop import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The run is set up; `first_step` is above 0 when it was resumed.
+
+    Attributes:
+        real_share: The part of the tokens to be computed that is no padding, 0 to 1.
+    """
+
+    train_rows: int
+    valid_rows: int
+    dropped_rows: int
+    shortened_rows: int
+    trainable_parameters: int
+    steps: int
+    steps_per_epoch: int
+    first_step: int
+    real_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validating:
+    """A validation is under way: `done` of `total` batches."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """The validation loss after `step`, and whether its adapter became the one kept."""
+
+    step: int
+    loss: float
+    best: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """The run was asked to stop; a checkpoint of `step` is in the output folder."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The result, under the names `macai train --json` prints.
+
+    Attributes:
+        train_loss: Mean over the learnt tokens of the last epoch begun, in nats.
+        tokens_per_second: Real tokens over the wall time of the steps, making batches included.
+        seconds: Wall time of the steps and the validations, of all parts of a resumed run.
+    """
+
+    adapter: str
+    steps: int
+    epochs: float
+    train_loss: float
+    valid_loss: float
+    best_valid_loss: float
+    real_tokens: int
+    processed_tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    seconds: float
+
+
+Event = Started | Report | Validating | Validated | Stopped | Summary

@@ -1,0 +1,267 @@
+"""Write train.jsonl, valid.jsonl and test.jsonl: `python recipes/data/intents/make.py`.
+
+The sentences are in patterns.json and the names, rooms, songs... in values.json, both written by
+hand and divided by split there; numbers and times are divided here. README.md tells the rules.
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SYSTEM = "Answer with one JSON object: the intent and its slots."
+
+SLOTS = {
+    "alarm.set": ("time", "day"),
+    "timer.start": ("duration", "label"),
+    "reminder.create": ("task", "day", "time"),
+    "calendar.add": ("title", "day", "time"),
+    "light.on": ("room",),
+    "light.off": ("room",),
+    "light.color": ("room", "color"),
+    "thermostat.set": ("degrees", "room"),
+    "music.play": ("song", "artist", "playlist"),
+    "volume.set": ("level", "device"),
+    "message.send": ("to", "text"),
+    "call.start": ("to",),
+    "weather.get": ("city", "day"),
+    "navigate.to": ("place",),
+    "note.add": ("text",),
+}
+"""Every intent and the order of its slots in the JSON."""
+
+ROWS = {
+    "train": dict.fromkeys(SLOTS, 80)
+    | {"alarm.set": 120, "timer.start": 110, "reminder.create": 120, "calendar.add": 110}
+    | {"volume.set": 90, "light.on": 70, "light.off": 70, "call.start": 65, "weather.get": 95},
+    "valid": dict.fromkeys(SLOTS, 10),
+    "test": dict.fromkeys(SLOTS, 13)
+    | dict.fromkeys(("alarm.set", "timer.start", "reminder.create", "calendar.add"), 14)
+    | {"weather.get": 14},
+}
+
+ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
+    *("eighteen", "nineteen"),
+)
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+Value = tuple[str, str | int]
+"""A slot as it is said, and as it stands in the JSON."""
+
+
+def split_of_number(number: int) -> str:
+    """Divide 0 to 100 so that each tens word and each ones word occurs in every split's range."""
+    residue = (3 * (number // 10) + number % 10) % 10
+    return "test" if residue in {0, 4, 7} else "valid" if residue in {2, 8} else "train"
+
+
+def split_of_clock(hour: int, minute: int) -> str:
+    """Divide the faces of a 12-hour clock: train has each hour and each minute, but not all pairs.
+
+    06:30 and 18:30 are one face, or "half six" would be said in two splits.
+    """
+    residue = (hour % 12 + 5 * (minute // 5)) % 12
+    return "test" if residue in {0, 4, 8} else "valid" if residue in {1, 6} else "train"
+
+
+def number_words(number: int) -> str:
+    if number < 20:
+        return ONES[number]
+    return TENS[number // 10] + (f"-{ONES[number % 10]}" if number % 10 else "")
+
+
+def said_number(number: int, rng: random.Random) -> str:
+    """Digits, or words for the numbers whose words are made of parts that train has."""
+    if 10 < number < 20 or number >= 100 or rng.random() < 0.65:
+        return str(number)
+    return number_words(number).replace("-", rng.choice("- "))
+
+
+def clock_words(hour: int, minute: int) -> list[str]:
+    """Return the ways of saying a multiple of five minutes on a 12-hour clock."""
+    this, following = ONES[hour], ONES[hour % 12 + 1]
+    past = "" if minute >= 35 or not minute else number_words(minute).replace("-", " ")
+    left = number_words(60 - minute).replace("-", " ")
+    said = {0: f"{this} o'clock", 15: f"quarter past {this}", 45: f"quarter to {following}"}
+    if minute == 30:
+        return [f"half {this}", f"half past {this}", f"{this} thirty"]
+    first = said.get(minute) or (f"{past} past {this}" if past else f"{left} to {following}")
+    if not minute:
+        return [first, f"{hour} o'clock"]
+    spelled = "oh five" if minute == 5 else number_words(minute)
+    return [first, first, f"{this} {spelled}"]
+
+
+def say_time(hour: int, minute: int, rng: random.Random, *, short: bool) -> str:
+    """Say a time of day (hour 0 to 23) so that the rules of README.md give it back.
+
+    Args:
+        hour: From 4 to 21.
+        minute: From 0 to 59.
+        rng: What chooses between the ways.
+        short: Whether only one-word forms such as "7:30", "07:30" and "7 am" will do.
+    """
+    face, after = hour % 12 or 12, hour > 12
+    digits = f"{face}{rng.choice('::.')}{minute:02d}" if minute else str(face)
+    suffix = rng.choice((" pm", "pm") if hour >= 12 else (" am", "am"))
+    forms = [f"{hour:02d}:{minute:02d}", digits + suffix, digits + suffix]
+    if not after and minute:
+        forms.append(digits)
+    if short or minute % 5 or (hour == 12 and minute > 30):
+        return rng.choice(forms)
+    part = "evening" if hour > 17 else "afternoon" if after else "morning"
+    words = rng.choice(clock_words(face, minute))
+    if after or (hour < 12 and rng.random() < 0.3):
+        words = f"{words} in the {part}"
+    return rng.choice([*forms, words, words, words])
+
+
+def say_duration(kind: str, number: int, rng: random.Random, *, adjective: bool) -> Value:
+    """Say a number of seconds, minutes or hours, or of minutes after one to three whole hours.
+
+    Args:
+        kind: One of `s`, `m`, `h`, or `1h`, `2h`, `3h` before minutes.
+        number: How many, at least 2.
+        rng: What chooses between digits and words.
+        adjective: Whether it stands before a noun: "25 minute", not "25 minutes".
+    """
+    said = said_number(number, rng)
+    if len(kind) == 1:
+        unit = {"s": "second", "m": "minute", "h": "hour"}[kind]
+        joint = rng.choice("- ") if adjective and said.isdigit() else " "
+        return f"{said}{joint}{unit}" if adjective else f"{said} {unit}s", f"{number}{kind}"
+    hours = int(kind[0])
+    words = number_words(hours) if not said.isdigit() else str(hours)
+    link = rng.choice((" ", " and "))
+    plural = "" if adjective else "s"
+    first = f"{words} hour" if hours == 1 or adjective else f"{words} hours"
+    return f"{first}{link}{said} minute{plural}", f"{kind}{number}m"
+
+
+def faces(split: str, hours: range) -> list[tuple[int, int]]:
+    """Return the times of a split: the multiples of five, and a few of the minutes between."""
+    return [
+        (hour, minute)
+        for hour in hours
+        for minute in range(60)
+        if split_of_clock(hour, minute) == split
+        and (minute % 5 == 0 or (7 * hour + minute) % 23 == 0)
+    ]
+
+
+def durations(split: str) -> list[tuple[str, int]]:
+    limits = {"s": range(10, 100, 5), "m": range(2, 61), "h": range(2, 13)}
+    limits |= {f"{hours}h": range(5, 60, 5) for hours in (1, 2, 3)}
+    return [(kind, n) for kind, span in limits.items() for n in span if split_of_number(n) == split]
+
+
+def cycle(values: list[Any], rng: random.Random) -> Iterator[Any]:
+    """Repeat `values` for ever in a new order each time, so that all are used about equally."""
+    while True:
+        yield from rng.sample(values, len(values))
+
+
+class Speaker:
+    """What says the values of one split, each type in its own shuffled cycle."""
+
+    def __init__(self, split: str, rng: random.Random) -> None:
+        written = json.loads((HERE / "values.json").read_text(encoding="utf-8"))
+        self.rng = rng
+        self.words = {kind: cycle(lists[split], rng) for kind, lists in written.items()}
+        numbers = [n for n in range(5, 101) if split_of_number(n) == split]
+        degrees = [n for n in (*range(15, 29), *range(60, 80)) if n in numbers]
+        # Alarms ring in the morning; a bare hour in a diary is one that nobody takes for the night.
+        self.clocks = {
+            "alarm.set": cycle(faces(split, range(4, 12)), rng),
+            "reminder.create": cycle(faces(split, range(8, 22)), rng),
+            "calendar.add": cycle(faces(split, range(8, 22)), rng),
+        }
+        self.level, self.degrees = cycle(numbers, rng), cycle(degrees, rng)
+        lengths = durations(split)
+        self.length = cycle(lengths, rng)
+        # Nothing that has a name takes twenty seconds, or nine hours sharp.
+        self.cooking = cycle([length for length in lengths if length[0] in {"m", "1h", "2h"}], rng)
+
+    def say(self, intent: str, field: str) -> Value:
+        """Say one value for a placeholder of patterns.json, such as `day_on` or `time_short`."""
+        makers: dict[str, Callable[[], Value]] = {
+            "time": lambda: self._time(intent, short=False),
+            "time_short": lambda: self._time(intent, short=True),
+            "duration": lambda: self._duration(field, self.length),
+            "duration_adj": lambda: self._duration(field, self.length),
+            "duration_label": lambda: self._duration(field, self.cooking),
+            "duration_label_adj": lambda: self._duration(field, self.cooking),
+            "degrees": lambda: self._number(next(self.degrees)),
+            "level": lambda: self._number(next(self.level)),
+        }
+        if field in makers:
+            return makers[field]()
+        kind = {"to": "contact", "text": "message" if intent == "message.send" else "note"}
+        said = next(self.words[kind.get(field, field)])
+        return said, said
+
+    def _time(self, intent: str, *, short: bool) -> Value:
+        hour, minute = next(self.clocks[intent])
+        said = say_time(hour, minute, self.rng, short=short)
+        return said, f"{hour:02d}:{minute:02d}"
+
+    def _duration(self, field: str, lengths: Iterator[tuple[str, int]]) -> Value:
+        kind, number = next(lengths)
+        return say_duration(kind, number, self.rng, adjective=field.endswith("_adj"))
+
+    def _number(self, number: int) -> Value:
+        return said_number(number, self.rng), number
+
+
+def make_row(intent: str, pattern: str, speaker: Speaker) -> dict[str, Any]:
+    """Fill one pattern; `pattern` and `values` stay in the row, so that a reader can check it."""
+    said: dict[str, str] = {}
+    call: dict[str, str | int] = {}
+    for field in re.findall(r"{(\w+)}", pattern):
+        slot = field.split("_")[0]
+        said[slot], call[slot] = speaker.say(intent, field)
+    plain = re.sub(r"{([a-z]+)_\w+}", r"{\1}", pattern)
+    ordered = {"intent": intent} | {slot: call[slot] for slot in SLOTS[intent] if slot in call}
+    answer = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
+    return {
+        "messages": [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": plain.format(**said)},
+            {"role": "assistant", "content": answer},
+        ],
+        "pattern": plain,
+        "values": said,
+    }
+
+
+def make_split(split: str) -> list[dict[str, Any]]:
+    """Return the rows of a split, shuffled; the same on every machine."""
+    rng = random.Random(f"intents {split}")
+    speaker = Speaker(split, rng)
+    patterns = json.loads((HERE / "patterns.json").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = {}
+    for intent, count in ROWS[split].items():
+        wanted = len(rows) + count
+        for pattern in cycle(patterns[intent][split], rng):
+            row = make_row(intent, pattern, speaker)
+            rows.setdefault(row["messages"][1]["content"], row)
+            if len(rows) == wanted:
+                break
+    return rng.sample(list(rows.values()), len(rows))
+
+
+def main() -> None:
+    for split in ROWS:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_split(split)]
+        path = HERE / f"{split}.jsonl"
+        path.write_text("".join(lines), encoding="utf-8", newline="\n")
+        print(f"{path.name}: {len(lines)} rows")
+
+
+if __name__ == "__main__":
+    main()
