@@ -243,11 +243,16 @@ def _locate_catalogued(model: CatalogModel, dtype: Dtype, progress: Progress) ->
 
 def _version(converter: Converter, dtype: Dtype) -> dict[str, str]:
     """Return what a conversion depends on besides its source: another value converts anew."""
-    code = _converter_files()[converter.name].read_bytes()
+    helpers = (
+        Path(macai.__file__).parent / "models" / converter.name
+    )  # where its code is not one file
+    digest = hashlib.sha256()
+    for path in (_converter_files()[converter.name], *sorted(helpers.rglob("*.py"))):
+        digest.update(path.read_bytes())
     return {
         "dtype": dtype,
         "converter": converter.name,
-        "converter_sha256": hashlib.sha256(code).hexdigest(),
+        "converter_sha256": digest.hexdigest(),
         "macai": macai.__version__,
     }
 

@@ -3,6 +3,7 @@
 A command's file imports what is heavy inside its function, so that `--help` answers at once.
 """
 
+import errno
 import inspect
 import os
 import signal
@@ -73,6 +74,11 @@ def main() -> None:
         if e.hint:
             print(f"hint: {e.hint}", file=sys.stderr)
         sys.exit(1)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {e.filename or 'the output'}: {e.strerror}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as e:
         if e.code == 130:  # what typer makes of Ctrl-C
             print("interrupted", file=sys.stderr)
@@ -87,10 +93,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _flush_stdout() -> None:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is after `>&-`
+            sys.stdout.flush()
     except OSError as e:
         # Python would try once more at its exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(e, BrokenPipeError):  # else the reader has all it wanted, as in `| head`
-            print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
+            print(f"error: the output: {e.strerror}", file=sys.stderr)
             sys.exit(1)

@@ -1,6 +1,6 @@
 """Greedy replies to many prompts at once, for scoring."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +11,12 @@ from macai.generate.decode import FinishReason, generate, token_limit
 from macai.generate.text import decode
 from macai.models.load import LoadedModel
 
-BATCH_ROWS = 32
+BATCH_ROWS = 64
+"""More are no faster on two cores; 16 take half as long again."""
+
+BATCH_TOKENS = 16384
+"""The most tokens the caches of a batch hold: 64 rows of a long prompt would not fit in memory."""
+
 PREFILL_STEP = 512
 
 
@@ -51,20 +56,30 @@ def generate_batch(
         UsageError: a prompt is empty or too long for the context, or `max_tokens` not positive.
     """
     limits = [token_limit(loaded, prompt, max_tokens) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    rows = BATCH_ROWS if _batch_caches(loaded.model, [0]) else 1
+    run = _run_batch if _batch_caches(loaded.model, [0]) else _run_single
     replies: dict[int, Reply] = {}
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
+    for batch in _batches([len(p) + limit for p, limit in zip(prompts, limits, strict=True)]):
 
-        def report(ended: int, before: int = start) -> None:
+        def report(ended: int, before: int = len(replies)) -> None:
             if progress:
                 progress(before + ended, len(prompts))
 
-        run = _run_batch if rows > 1 else _run_single
         ids = run(loaded, [prompts[i] for i in batch], [limits[i] for i in batch], report)
         replies |= {i: _reply(loaded, row) for i, row in zip(batch, ids, strict=True)}
     return [replies[i] for i in range(len(prompts))]
+
+
+def _batches(lengths: list[int]) -> Iterator[list[int]]:
+    """Yield the indices of rows that run together; `lengths` are those of prompt and reply."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if len(batch) == BATCH_ROWS or (len(batch) + 1) * lengths[i] > BATCH_TOKENS:
+            if batch:
+                yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _run_batch(

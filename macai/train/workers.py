@@ -56,6 +56,17 @@ def workers(count: int) -> Iterator[Workers]:
     before = set_blas_threads(max(1, len(os.sched_getaffinity(0)) // count))
     try:
         with ThreadPoolExecutor(count, thread_name_prefix="macai-worker") as pool:
-            yield Workers(pool)
+            try:
+                yield Workers(pool)
+            finally:
+                # A thread's MLX streams end with it, which may be after Python has joined it; were
+                # the process exiting by then, MLX 0.32.4 would abort it. So they end here.
+                all_there = threading.Barrier(count)
+                list(pool.map(_clear_streams, [all_there] * count))
     finally:
         set_blas_threads(before)
+
+
+def _clear_streams(all_there: threading.Barrier) -> None:
+    all_there.wait()  # so that each thread takes one of these calls
+    mx.clear_streams()

@@ -22,7 +22,7 @@ LONG = "Log of the harbour office.\n" + "\n".join(
     )
 )
 
-# (system, user, raw)
+# Of each: the system prompt, what the user says, and whether the template is left out.
 PROMPTS: list[tuple[str | None, str, bool]] = [
     (None, "What is the capital of France?", False),
     (None, "Name three kinds of whales.", False),

@@ -1,8 +1,8 @@
 """Repack Q4_0, Q4_1 and Q8_0 rows as MLX's affine quantisation, without changing a value.
 
 MLX computes `scale * q + bias` with unsigned q over groups of 32. Q4_1 is that already; Q4_0 is it
-with bias -8 * scale and Q8_0, shifted to 0..255, with bias -128 * scale. A multiplication by a power
-of 2 is exact in float16 unless it overflows; then scales and biases are float32. Only the sign of a
+with bias -8 * scale, and Q8_0, shifted to 0..255, with bias -128 * scale. A product with a power of
+2 is exact in float16 unless it overflows; then scales and biases are float32. Only the sign of a
 zero may differ: 0 * -scale is -0 in a GGUF file and +0 in MLX.
 """
 
@@ -46,8 +46,8 @@ def fits_float16(rows: np.ndarray, type_name: str) -> bool:
     """Whether every bias of these rows is a float16 number."""
     if type_name == "Q4_1":
         return True
-    largest = np.abs(scales(rows, type_name)).max()
-    return bool(float(largest) * ZERO_POINTS[type_name] <= np.finfo(np.float16).max)
+    largest = float(np.abs(scales(rows, type_name)).max())
+    return largest * ZERO_POINTS[type_name] <= float(np.finfo(np.float16).max)
 
 
 def _blocks(rows: np.ndarray, type_name: str) -> np.ndarray:

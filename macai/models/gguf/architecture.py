@@ -165,7 +165,7 @@ def _refuse_unknown(gguf: GGUFFile, metadata: Metadata, architecture: Architectu
             f"{gguf.path}: a mixture of experts ({metadata.count('expert_count')} of them)",
             hint="only dense models are supported",
         )
-    unknown = [k for k in metadata.keys() if k not in UNDERSTOOD | architecture.ignored]
+    unknown = [k for k in metadata.below() if k not in UNDERSTOOD | architecture.ignored]
     if unknown:
         raise ModelError(
             f"{gguf.path}: metadata not understood: {_listed(sorted(unknown))}",

@@ -33,10 +33,13 @@ TYPE_NAMES = {
 
 
 def decode(rows: np.ndarray, type_name: str) -> np.ndarray:
-    """Decode uint8 [R, bytes of a row] to float32 [R, values of a row]."""
+    """Decode uint8 [R, bytes of a row] to float32 [R, values of a row].
+
+    Damaged scales give infinities or NaN: the caller looks for those.
+    """
     kind = TENSOR_TYPES[type_name]
-    blocks = rows.reshape(-1, kind.bytes)
-    return kind.decode(blocks).reshape(len(rows), -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return kind.decode(rows.reshape(-1, kind.bytes)).reshape(len(rows), -1)
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:

@@ -18,7 +18,7 @@ class Metadata:
         self._values = gguf.metadata
         self._prefix = prefix
 
-    def keys(self) -> list[str]:
+    def below(self) -> list[str]:
         """Return the keys below the prefix, without it."""
         return [k.removeprefix(self._prefix) for k in self._values if self._is_below(k)]
 

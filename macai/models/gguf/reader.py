@@ -4,6 +4,7 @@ Every count and length of the header is checked against the bytes that are left 
 read or allocated, so a damaged file costs no more memory than its size. Nothing is decoded here.
 """
 
+import itertools
 import mmap
 import struct
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class _Reader:
             rows = data[begin:end].reshape(n_rows, row_bytes)
             tensors[name] = Tensor(name, TYPE_NAMES[number], shape, rows)
         ends.sort()
-        for (_, end, first), (begin, _, second) in zip(ends, ends[1:], strict=False):
+        for (_, end, first), (begin, _, second) in itertools.pairwise(ends):
             if begin < end:
                 raise self._damaged(f"tensors {first!r} and {second!r} overlap")
         return tensors
@@ -202,7 +203,7 @@ class _Reader:
         if kind in SCALARS:
             return self._number(SCALARS[kind])
         if kind == STRING:
-            return self._string(key)
+            return self._string(repr(key))
         if kind == ARRAY:
             return self._array(self._number("<u4"), key)
         raise self._damaged(f"metadata {key!r} has type {kind}, which is not known")
@@ -214,15 +215,15 @@ class _Reader:
             array = np.frombuffer(self._take(count * dtype.itemsize, key), dtype)
             return array.astype(dtype.newbyteorder("="))
         if kind == STRING:
-            return [self._string(key) for _ in range(self._count(f"values of {key!r}", 8))]
+            return [self._string(repr(key)) for _ in range(self._count(f"values of {key!r}", 8))]
         raise self._damaged(f"metadata {key!r} is an array of type {kind}, which is not known")
 
     def _string(self, what: str) -> str:
-        length = self._count(f"bytes of {what!r}", 1)
+        length = self._count(f"bytes of {what}", 1)
         try:
             return self._take(length, what).decode("utf-8")
         except UnicodeDecodeError as e:
-            raise self._damaged(f"{what!r} is not UTF-8 text") from e
+            raise self._damaged(f"{what} is not UTF-8 text") from e
 
     def _count(self, what: str, bytes_each: int, *, left_after: int = 0) -> int:
         """Read a count, and refuse one that the rest of the file cannot hold."""

@@ -1,4 +1,4 @@
-"""Write safetensors files a piece of a tensor at a time, so that no tensor is ever whole in memory."""
+"""Write safetensors files a piece of a tensor at a time: no tensor is ever whole in memory."""
 
 import json
 from collections.abc import Callable, Iterator

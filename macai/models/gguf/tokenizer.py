@@ -19,6 +19,11 @@ from macai.models.gguf.reader import GGUFFile
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """GGUF's `tokenizer.ggml.token_type`."""
 
+SPECIAL = (UNKNOWN, CONTROL)
+
+MAX_TOKEN_LENGTH = 1024
+"""In characters; the longest of known models are runs of some hundred spaces."""
+
 SPACE = "\u2581"
 """sentencepiece's letter for a space."""
 
@@ -56,6 +61,8 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
     if len(ids) != len(tokens):
         twice = next(t for i, t in enumerate(tokens) if ids[t] != i)
         raise FormatError(f"{gguf.path}: two tokens have the text {twice!r}")
+    if max(map(len, tokens), default=0) > MAX_TOKEN_LENGTH:
+        raise FormatError(f"{gguf.path}: a token is longer than {MAX_TOKEN_LENGTH} characters")
     types = [NORMAL] * len(tokens)
     if metadata.has("token_type"):
         types = metadata.numbers("token_type", len(tokens))
@@ -146,9 +153,8 @@ def merges_of_scores(vocabulary: Vocabulary, scores: list[float]) -> list[tuple[
     """Return the merges, best first, that do what sentencepiece does with scores.
 
     sentencepiece joins the two neighbours whose joint text is the token of the highest score, the
-    leftmost of equals. Every way to cut a token in two tokens is a merge of its score. Two cuts of
-    one token compete only where it overlaps itself, as in a run of one letter; joining runs from
-    the left leaves the longer piece left, so that cut comes first.
+    leftmost of equals: so every way to cut a token in two tokens is a merge of that token's score.
+    In which order the cuts of one token come makes no difference to any text.
     """
     mergeable = {
         token: scores[i]
@@ -159,17 +165,17 @@ def merges_of_scores(vocabulary: Vocabulary, scores: list[float]) -> list[tuple[
     return [
         (token[:cut], token[cut:])
         for token in order
-        for cut in range(len(token) - 1, 0, -1)
+        for cut in range(1, len(token))
         if token[:cut] in mergeable and token[cut:] in mergeable
     ]
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind in (UNKNOWN, CONTROL):
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+    kinds = list(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t, k in kinds if k in SPECIAL]
+    )
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k == USER_DEFINED])
 
 
 def _add_ends(

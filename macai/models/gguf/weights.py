@@ -1,9 +1,9 @@
 """Turn GGUF tensors into safetensors: what type each gets, and its bytes, piece by piece.
 
-With dtype `keep`, Q4_0, Q4_1 and Q8_0 matrices stay quantised, exactly (see `affine`); F16, BF16 and
-F32 matrices keep their type, and other quantised ones become float16. An F32 vector takes the type
-the model computes in, that of the embedding, when that changes no value: a float32 norm would make
-every activation after it float32.
+With dtype `keep`, Q4_0, Q4_1 and Q8_0 matrices stay quantised, exactly (see `affine`); F16, BF16
+and F32 matrices keep their type, and other quantised ones become float16. An F32 vector takes the
+type the model computes in, that of the embedding, when that changes no value: a float32 norm would
+make every activation after it float32.
 """
 
 from collections import Counter
