@@ -83,6 +83,7 @@ ARCHITECTURES = {
         config={"use_sliding_window": False},
         tensors=OUTER,
         layer_tensors=NORMS | ATTENTION | ATTENTION_BIASES | MLP,
+        pre_tokenizers=frozenset({"qwen2", "deepseek-r1-qwen"}),
     ),
     "qwen3": Architecture(
         model_type="qwen3",

@@ -15,13 +15,23 @@ from typing import Annotated
 import typer
 
 import macai
-from macai.cli import convert, doctor, recipes
+from macai.cli import (
+    chat,
+    convert,
+    doctor,
+    fuse,
+    generate,
+    quickstart,
+    recipes,
+    score,
+    train,
+)
 from macai.errors import MacaiError
 
 app = typer.Typer(
     name="macai",
     help="Tune a model on your Mac, ship it to every Apple device.",
-    epilog="Example: macai recipes list",
+    epilog="Example: macai quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,6 +46,12 @@ def _add(command: Callable[..., None]) -> None:
 
 
 # In the order of `macai --help`, which puts groups last.
+_add(quickstart.quickstart)
+_add(train.train)
+_add(generate.generate)
+_add(chat.chat)
+_add(score.score)
+_add(fuse.fuse)
 _add(convert.convert)
 _add(doctor.doctor)
 app.add_typer(recipes.app)

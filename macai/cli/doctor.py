@@ -1,6 +1,5 @@
 """`macai doctor`: what this machine has, what it is fast at, and what will not work on it."""
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -14,17 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-_PACKAGES = (
-    "macai",
-    "mlx",
-    "mlx-lm",
-    "coremltools",
-    "transformers",
-    "tokenizers",
-    "huggingface-hub",
-    "numpy",
-    "typer",
-)
+from macai.bench.machine import machine, versions
+
 _ESSENTIAL = ("mlx", "mlx-lm", "tokenizers", "numpy")
 _MATMUL_SIZE = {"cpu": 1024, "gpu": 4096}
 _SLOW_GFLOPS = 20  # the reference BLAS reaches 7, an optimised one 40 and more on one old core
@@ -51,8 +41,8 @@ def doctor(
 def examine() -> dict[str, Any]:
     """Return all that is printed; a missing or broken part is a value, never an exception."""
     report: dict[str, Any] = {
-        "versions": {"python": platform.python_version(), **_versions()},
-        "machine": _machine(),
+        "versions": {"python": platform.python_version(), **versions()},
+        "machine": machine(),
         "mlx": _mlx(),
         "blas": _blas(),
         "coremltools": _coreml_libraries(),
@@ -63,30 +53,6 @@ def examine() -> dict[str, Any]:
         for what, why, essential in _problems(report)
     ]
     return report
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    if found["macai"] is None:  # run from a checkout that is not installed
-        import macai
-
-        found["macai"] = macai.__version__
-    return found
-
-
-def _machine() -> dict[str, Any]:
-    mac = platform.mac_ver()[0]
-    return {
-        "system": f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-    }
 
 
 def _mlx() -> dict[str, Any]:

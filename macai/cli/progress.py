@@ -25,7 +25,11 @@ def console() -> Console:
 def reporting() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function (what, done, total) that shows a bar for each `what`."""
     out = console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+    )
     with Progress(
         *columns, TimeRemainingColumn(), console=out, disable=not out.is_terminal
     ) as bars:
@@ -52,9 +56,9 @@ class TrainingView:
     def __init__(self) -> None:
         self.console = console()
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[facts]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[facts]}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,

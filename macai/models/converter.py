@@ -11,6 +11,8 @@ from typing import Literal
 Dtype = Literal["keep", "float32", "float16", "bfloat16"]
 """The weights' type on disk; `keep` leaves exact affine 4- and 8-bit weights as they are."""
 
+FloatType = Literal["float32", "float16", "bfloat16"]
+
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done so far, of how many)."""
 

@@ -184,12 +184,11 @@ TEXTS += random_texts(60)
 
 GROUPS = [
     ["default"],
-    ["falcon"],
-    ["gpt-2", "mpt", "olmo", "phi-2"],
-    ["command-r", "exaone", "refact", "smollm", "starcoder"],
+    ["gpt-2"],
+    ["refact", "smollm", "starcoder"],
     ["falcon3", "llama-bpe", "llama-v3", "llama3"],
-    ["dbrx", "smaug-bpe"],
-    ["deepseek-r1-qwen", "megrez", "qwen2", "stablelm2"],
+    ["smaug-bpe"],
+    ["deepseek-r1-qwen", "qwen2"],
     ["seed-coder"],
     ["tekken"],
 ]

@@ -43,6 +43,7 @@ class Architecture:
         optional: Groups of layer tensors that a model has all or none of, by the config.json flag
             that says so.
         ignored: Metadata keys below the architecture's name that change nothing.
+        pre_tokenizers: The only ones it can have, where transformers leaves no choice; else empty.
     """
 
     model_type: str
@@ -52,6 +53,7 @@ class Architecture:
     layer_tensors: Mapping[str, Slot]
     optional: Mapping[str, Mapping[str, Slot]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    pre_tokenizers: frozenset[str] = frozenset()
 
 
 UNDERSTOOD = frozenset(
@@ -87,7 +89,14 @@ def choose(gguf: GGUFFile, architectures: Mapping[str, Architecture]) -> Archite
             f"{gguf.path}: architecture {name!r} is not supported",
             hint=f"{', '.join(architectures)} are; converters/gguf.py holds their tables",
         )
-    return architectures[name]
+    architecture = architectures[name]
+    pre = Metadata(gguf).text("tokenizer.ggml.pre", "none")
+    if architecture.pre_tokenizers and pre not in architecture.pre_tokenizers:
+        raise ModelError(
+            f"{gguf.path}: pre-tokenizer {pre!r} in a model of architecture {name!r}",
+            hint=f"transformers cuts the words of {name} models as {name} does, whatever they say",
+        )
+    return architecture
 
 
 def config_of(gguf: GGUFFile, architecture: Architecture) -> dict[str, Any]:

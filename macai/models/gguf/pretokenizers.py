@@ -21,7 +21,6 @@ TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
-FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +31,13 @@ class Words:
         patterns: Each in turn cuts what the ones before it left; a match is a word.
         ignore_merges: Whether a word that is a token itself is that token, whatever the merges say.
         add_bos: Whether a text starts with the bos token, where the metadata does not say.
+        composed: Whether letters and their accents are composed first (NFC).
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    composed: bool = False
 
     def pre_tokenizer(self) -> PreTokenizer:
         """Return what cuts the text and maps its bytes to the letters BPE merges."""
@@ -46,34 +47,25 @@ class Words:
         )
 
 
-_LLAMA3 = Words((LLAMA3,), ignore_merges=True, add_bos=True)
-_GPT2 = Words((GPT2,))
 _DIGITS = Words((DIGIT, GPT2))
-_QWEN2 = Words((QWEN2,))
+_LLAMA3 = Words((LLAMA3,), ignore_merges=True, add_bos=True)
+# llama.cpp does not compose; Qwen's own tokenizer does, and transformers for every qwen2 model.
+_QWEN2 = Words((QWEN2,), composed=True)
 
 PRE_TOKENIZERS = {
     "default": Words(DEFAULT),
-    "command-r": _DIGITS,
-    "dbrx": Words((LLAMA3,)),
     "deepseek-r1-qwen": _QWEN2,
-    "exaone": _DIGITS,
-    "falcon": Words(FALCON),
     "falcon3": _LLAMA3,
-    "gpt-2": _GPT2,
+    "gpt-2": Words((GPT2,)),
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
-    "megrez": _QWEN2,
-    "mpt": _GPT2,
-    "olmo": _GPT2,
-    "phi-2": _GPT2,
     "qwen2": _QWEN2,
     "refact": _DIGITS,
     "seed-coder": Words((SEED_CODER,)),
     "smaug-bpe": Words((LLAMA3,)),
     "smollm": _DIGITS,
-    "stablelm2": _QWEN2,
     "starcoder": _DIGITS,
     "tekken": Words((TEKKEN,), ignore_merges=True, add_bos=True),
 }
-"""Those proven against llama.cpp, or for tekken against mistral-common."""
+"""Those proven against llama.cpp, or for tekken against Mistral's own pattern."""

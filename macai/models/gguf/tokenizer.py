@@ -109,6 +109,8 @@ def _byte_level_bpe(
     merges = [_merge(gguf, text, vocabulary) for text in metadata.texts("merges")]
     model = models.BPE(vocabulary.ids, merges, ignore_merges=words.ignore_merges)
     tokenizer = Tokenizer(model)
+    if words.composed:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = words.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, words.add_bos
@@ -230,7 +232,8 @@ def _tokenizer_config(
         "add_eos_token": add_eos,
         "clean_up_tokenization_spaces": False,
     }
-    config |= {role: vocabulary.tokens[i] for role, i in roles.items() if i is not None}
+    # A role that is left out gets a default from transformers; null says that there is none.
+    config |= {role: None if i is None else vocabulary.tokens[i] for role, i in roles.items()}
     template = Metadata(gguf, "tokenizer.").text("chat_template", "")
     if template:
         config["chat_template"] = template

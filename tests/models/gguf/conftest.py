@@ -122,7 +122,7 @@ def tiny_model(
         f"{a}.attention.layer_norm_rms_epsilon": 1e-5,
         f"{a}.rope.freq_base": 10000.0,
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.pre": "gpt-2" if a == "llama" else "qwen2",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * (len(tokens) - 2) + [3, 3],
         "tokenizer.ggml.merges": ["a b", "ab c"],

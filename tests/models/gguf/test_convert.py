@@ -229,6 +229,7 @@ def test_the_chat_template_and_the_roles_are_in_the_tokenizer_config(
         "clean_up_tokenization_spaces": False,
         "bos_token": "<|bos|>",
         "eos_token": "<|im_end|>",
+        "unk_token": None,
         "pad_token": model.metadata["tokenizer.ggml.tokens"][0],
         "chat_template": model.metadata["tokenizer.chat_template"],
         "model_max_length": 128,
@@ -372,3 +373,10 @@ def test_a_single_file_holds_safetensors_others_can_read(tiny: Tiny, convert: Co
     read = load_file(convert(model, "float16") / "model.safetensors")
     assert {value.dtype for value in read.values()} == {np.dtype(np.float16)}
     assert len(read) == len(model.tensors)
+
+
+def test_a_qwen2_model_of_another_tokenizer_is_refused(tiny: Tiny, convert: Convert) -> None:
+    model = tiny("qwen2")
+    model.metadata["tokenizer.ggml.pre"] = "gpt-2"
+    with pytest.raises(ModelError, match="pre-tokenizer 'gpt-2' in a model of architecture"):
+        convert(model)

@@ -86,7 +86,7 @@ def test_frequencies_that_cannot_be_are_refused(
 ) -> None:
     model = tiny()
     model.tensors["rope_freqs.weight"] = np.array(divisors, np.float32)
-    with pytest.raises(ModelError, match="rope_freqs.weight is not 8 positive numbers"):
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight is not 8 positive numbers"):
         convert(model)
 
 

@@ -1,0 +1,116 @@
+"""An adapter into its model: W + scale * B A, written as a plain Hugging Face directory."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from macai.errors import AdapterError
+from macai.files import write_json
+from macai.models.arrays import named_arrays, scalar
+from macai.models.converter import FloatType
+from macai.models.load import LoadedModel, dequantise
+from macai.models.lora import lora_layers
+
+SHARD_BYTES = 5_000_000_000
+QUANTISATION_KEYS = ("quantization", "quantization_config")
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+
+
+def fuse(loaded: LoadedModel) -> None:
+    """Put plain float32 layers in place of the adapted ones, and dequantise the others, in place.
+
+    A quantised layer is never quantised again: that would round most of the adapter away.
+    """
+    fused = []
+    for path, layer in lora_layers(loaded.model).items():
+        holder = nn.Module()
+        holder.layer = layer.linear
+        dequantise(holder)
+        plain = holder.layer
+        plain.weight = plain.weight.astype(mx.float32) + layer.delta()
+        mx.eval(plain.weight)  # one layer at a time: the parts of it are freed
+        fused.append((path, plain))
+    if not fused:
+        raise AdapterError("the model has no adapter to fuse")
+    loaded.model.update_modules(tree_unflatten(fused))
+    dequantise(loaded.model)
+
+
+def write_model(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    dtype: FloatType,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> None:
+    """Write model, config and tokenizer files to an existing empty folder.
+
+    Raises:
+        AdapterError: a weight is not finite in `dtype`; the layer is named.
+    """
+    kind = getattr(mx, dtype)
+    weights = named_arrays(loaded.model.parameters())
+    index: dict[str, str] = {}
+    shards = list(_shards(weights, kind.size))
+    for number, names in enumerate(shards, 1):
+        progress("writing weights", number - 1, len(shards))
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        arrays = {name: _cast(weights[name], kind) for name in names}
+        _require_finite(arrays, dtype)
+        mx.save_safetensors(str(folder / file), arrays, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(w.size * kind.size for w in weights.values())
+        metadata = {"metadata": {"total_size": total}, "weight_map": index}
+        write_json(folder / "model.safetensors.index.json", metadata)
+    config = {k: v for k, v in _config_file(loaded).items() if k not in QUANTISATION_KEYS}
+    write_json(folder / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
+    for companion in companion_files(loaded.path):
+        shutil.copyfile(companion, folder / companion.name)
+    progress("writing weights", len(shards), len(shards))
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Return the files that belong to a model but are neither weights nor its config."""
+    patterns = ("tokenizer*", "*token*.json", "generation_config.json", "*.jinja", "vocab*")
+    others = ("merges.txt", "LICENSE*")
+    found = {f for pattern in (*patterns, *others) for f in folder.glob(pattern) if f.is_file()}
+    return sorted(found)
+
+
+def _config_file(loaded: LoadedModel) -> dict[str, Any]:
+    """The file's own content: mlx-lm adds to the config it returns."""
+    config: dict[str, Any] = json.loads((loaded.path / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _shards(weights: dict[str, mx.array], item_bytes: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, weight in sorted(weights.items()):
+        if names and size + weight.size * item_bytes > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += weight.size * item_bytes
+    yield names
+
+
+def _cast(weight: mx.array, kind: mx.Dtype) -> mx.array:
+    return weight.astype(kind) if mx.issubdtype(weight.dtype, mx.floating) else weight
+
+
+def _require_finite(arrays: dict[str, mx.array], dtype: str) -> None:
+    for name, array in arrays.items():
+        if not scalar(mx.isfinite(array).all()):
+            raise AdapterError(
+                f"{name} is not finite in {dtype}", hint="write bfloat16 or float32 with --dtype"
+            )
