@@ -1,3 +1,5 @@
+import base64
+import importlib.resources
 import io
 import itertools
 import json
@@ -283,3 +285,76 @@ def test_control_tokens_are_skipped_in_text_and_user_defined_ones_are_not(tmp_pa
     ids = tokenizer.encode("a<|x|>a<|y|>").ids
     assert ids == [0, 1, 0, 2]
     assert tokenizer.decode(ids) == "aa<|y|>"
+
+
+def mistral_file(name: str) -> Path:
+    """Return a tokenizer that the package mistral-common ships."""
+    return Path(str(importlib.resources.files("mistral_common") / "data" / name))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.model.v1",
+        "mistral_instruct_tokenizer_240216.model.v2",
+        "mistral_instruct_tokenizer_240323.model.v3",
+    ],
+)
+def test_mistral_ids_are_those_of_sentencepiece(tmp_path: Path, name: str) -> None:
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(mistral_file(name)))
+    tokenizer = sentencepiece_like(tmp_path, of_processor(pieces))
+    source = random.Random(0)
+    texts = [*BYTE_LEVEL["texts"], *(letter * n for letter in " -=a_.\n#" for n in range(1, 100))]
+    texts += ["".join(source.choices(LETTERS, k=source.randint(1, 40))) for _ in range(2000)]
+    # sentencepiece reads the text of a control token as letters, llama.cpp as the token.
+    size = range(pieces.get_piece_size())
+    controls = [pieces.id_to_piece(i) for i in size if pieces.is_control(i) or pieces.is_unknown(i)]
+    texts = [text for text in texts if not any(control in text for control in controls)]
+    found = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert_same_ids(texts, found, pieces.encode(texts))
+
+
+@pytest.mark.oracle
+def test_tekken_ids_are_those_of_tiktoken(tmp_path: Path) -> None:
+    import tiktoken
+
+    file = json.loads(mistral_file("tekken_240911.json").read_text(encoding="utf-8"))
+    special = file["config"]["default_num_special_tokens"]
+    size = file["config"]["default_vocab_size"] - special
+    ranks = {base64.b64decode(e["token_bytes"]): e["rank"] for e in file["vocab"][:size]}
+    oracle = tiktoken.Encoding(
+        "tekken", pat_str=file["config"]["pattern"], mergeable_ranks=ranks, special_tokens={}
+    )
+    letters = dict(enumerate(bytes_to_letters()))
+    spelt = {token: "".join(letters[b] for b in token) for token in ranks}
+    tokenizer = build(
+        tmp_path,
+        model="gpt2",
+        pre="tekken",
+        tokens=[f"<special {i}>" for i in range(special)] + list(spelt.values()),
+        token_type=[3] * special + [1] * size,
+        merges=[" ".join(spelt[p] for p in cut(token, ranks)) for token in ranks if len(token) > 1],
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    for text in BYTE_LEVEL["texts"]:
+        wanted = [special + i for i in oracle.encode(text, disallowed_special=())]
+        assert tokenizer.encode(text).ids == [1, *wanted]
+
+
+def bytes_to_letters() -> list[str]:
+    """Return the letter that byte-level BPE writes for each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
+
+
+def cut(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """Return the two tokens whose merge is `token`: merge its bytes by rank until two are left."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [left + right for left, right in itertools.pairwise(parts)]
+        at = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+        parts[at : at + 2] = [pairs[at]]
+    return parts[0], parts[1]
