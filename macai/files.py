@@ -11,6 +11,8 @@ from typing import Any
 
 from macai.errors import OutputError
 
+_MLX_WRITE_ERRORS = ("[write]", "[save_safetensors]")  # mx.save_safetensors raises RuntimeError
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -20,17 +22,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
     An exception removes the temporary file and leaves an older `path` as it was; a full disk or a
     missing right raises OutputError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from e
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may not exist
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -38,31 +40,30 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder; on success rename it to `path`.
 
     An existing `path` is refused before any work, or with `force` replaced only once the new one is
-    complete.
+    complete. Where `path` is a link, what it leads to is replaced.
     """
     refuse_existing(path, force=force)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from e
+        with _explained(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if target.exists():
+                _exchange(temporary, target)
+            else:
+                temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise OutputError when `path` holds something and `force` does not allow replacing it."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() and not force:
+    with _explained(path):
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        exists = path.exists()
+    if exists and not force:
         raise OutputError(
             f"{path} exists already", hint="choose another --out, or replace it with --force"
         )
@@ -77,3 +78,27 @@ def write_json(path: Path, value: Any) -> None:
             json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
+
+
+def _exchange(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the system or MLX's writer says about `path` into OutputError."""
+    try:
+        yield
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from e
+    except RuntimeError as e:
+        if not str(e).startswith(_MLX_WRITE_ERRORS):
+            raise
+        raise OutputError(f"{path}: cannot be written: {e}") from e

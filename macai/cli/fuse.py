@@ -25,15 +25,15 @@ def fuse(
     Example: macai fuse --model smollm2-135m --adapter runs/adapter --out fused
     """
     from macai.cli.progress import reporting
-    from macai.files import atomic_directory
+    from macai.files import atomic_directory, refuse_existing
     from macai.models.fuse import fuse as fuse_into
     from macai.models.fuse import write_model
 
-    with atomic_directory(out, force=force) as temporary:
-        loaded = open_model(model, adapter)
-        fuse_into(loaded)
-        with reporting() as progress:
-            write_model(loaded, temporary, dtype=dtype, progress=progress)
+    refuse_existing(out, force=force)  # before minutes go into fetching a model
+    loaded = open_model(model, adapter)
+    fuse_into(loaded)
+    with atomic_directory(out, force=force) as temporary, reporting() as progress:
+        write_model(loaded, temporary, dtype=dtype, progress=progress)
     if as_json:
         size = sum(f.stat().st_size for f in out.iterdir())
         print(json.dumps({"model": str(out), "dtype": dtype, "bytes": size}))

@@ -106,7 +106,7 @@ def stop_on_signal() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, frame: object) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         received.append(number)
         print("stopping after this step; once more to stop at once", file=sys.stderr)
 

@@ -14,15 +14,30 @@ import mlx.core as mx
 
 from macai import __version__
 from macai.errors import AdapterError
-from macai.files import atomic_file, write_json
-from macai.models.arrays import load_arrays
+from macai.files import write_json
+from macai.models.arrays import load_arrays, save_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
-from macai.models.lora import add_lora, linear_paths, lora_layers, target_paths
+from macai.models.lora import add_lora, linear_paths, linear_shape, lora_layers, target_paths
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+)
+# How PEFT draws A. Its others (pissa, olora, corda, loftq) change the base itself.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +93,7 @@ def save_adapter_config(loaded: LoadedModel, folder: Path, config: AdapterConfig
 
 def save_adapter_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     """Write adapter_model.safetensors, atomically."""
-    with atomic_file(folder / WEIGHTS) as temporary:
-        mx.save_safetensors(str(temporary), weights, metadata={"format": "pt"})
+    save_arrays(folder / WEIGHTS, weights, {"format": "pt"})
 
 
 def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:
@@ -98,18 +112,11 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:
         raise AdapterError(
             f"{folder}: {len(odd)} tensors have no partner or an unknown name: {odd[0]}"
         )
-    _require_linear(loaded, paths, folder)
+    _require_fit(loaded, weights, paths, config.rank, folder)
     add_lora(loaded.model, paths, rank=config.rank, alpha=config.scale * config.rank)
     for path, layer in lora_layers(loaded.model).items():
         for name in ("lora_A", "lora_B"):
-            value, own = weights[f"{PREFIX}{path}.{name}.weight"], layer[name]
-            if value.shape != own.shape:
-                raise AdapterError(
-                    f"{folder}: {path}.{name} is {list(value.shape)}, the model needs "
-                    f"{list(own.shape)}",
-                    hint="it was made for another model, or another rank than its config says",
-                )
-            layer[name] = value.astype(mx.float32)
+            layer[name] = weights[f"{PREFIX}{path}.{name}.weight"].astype(mx.float32)
     mx.eval(loaded.model.parameters())
     return config
 
@@ -126,22 +133,32 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         rank, alpha = int(value["r"]), float(value["lora_alpha"])
         own = value.get("macai") or {}
         base = Identity(**own["base"]) if own.get("base") else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        dropout = float(value.get("lora_dropout") or 0.0)
+    # int() of JSON's Infinity overflows; json itself gives up on very deep nesting.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as e:
         raise AdapterError(f"{file}: not a LoRA configuration ({type(e).__name__}: {e})") from e
-    unsupported = [
-        k
-        for k in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-        if value.get(k)
-    ]
-    if value.get("peft_type") != "LORA" or value.get("bias", "none") != "none" or rank < 1:
-        unsupported.insert(0, "peft_type, bias or r")
+    unsupported = [k for k in UNSUPPORTED if value.get(k)]
+    if value.get("init_lora_weights", True) not in PLAIN_STARTS:
+        unsupported.insert(0, "init_lora_weights")
+    if value.get("peft_type") != "LORA" or value.get("bias", "none") != "none":
+        unsupported.insert(0, "peft_type or bias")
+    if rank < 1 or not math.isfinite(alpha):
+        unsupported.insert(0, f"r = {rank} with lora_alpha = {alpha}")
     if unsupported:
         raise AdapterError(f"{file}: {', '.join(unsupported)}: not supported by this version")
     return AdapterConfig(
         rank=rank,
         alpha=alpha,
         scale=alpha / math.sqrt(rank) if value.get("use_rslora") else alpha / rank,
-        dropout=float(value.get("lora_dropout") or 0.0),
+        dropout=dropout,
         base_name=str(value.get("base_model_name_or_path") or ""),
         base=base,
     )
@@ -161,13 +178,25 @@ def check_base(config: AdapterConfig, loaded: LoadedModel, folder: Path) -> None
         )
 
 
-def _require_linear(loaded: LoadedModel, paths: list[str], folder: Path) -> None:
+def _require_fit(
+    loaded: LoadedModel, weights: dict[str, mx.array], paths: list[str], rank: int, folder: Path
+) -> None:
+    """Raise AdapterError for the first layer or shape that is not the model's."""
     linear = set(linear_paths(loaded.model))
     if strange := [p for p in paths if p not in linear]:
         raise AdapterError(
             f"{folder}: the model has no linear layer {strange[0]} ({len(strange)} such)",
             hint="it was made for another model",
         )
+    modules = dict(loaded.model.named_modules())
+    for path in paths:
+        out_features, in_features = linear_shape(modules[path])
+        for name, shape in (("lora_A", (rank, in_features)), ("lora_B", (out_features, rank))):
+            if (own := weights[f"{PREFIX}{path}.{name}.weight"].shape) != shape:
+                raise AdapterError(
+                    f"{folder}: {path}.{name} is {list(own)}, the model needs {list(shape)}",
+                    hint="it was made for another model, or another rank than its config says",
+                )
 
 
 def _read_weights(file: Path) -> dict[str, mx.array]:

@@ -12,14 +12,13 @@ from mlx.utils import tree_unflatten
 
 from macai.errors import AdapterError
 from macai.files import write_json
-from macai.models.arrays import named_arrays, scalar
+from macai.models.arrays import named_arrays, save_arrays, scalar
 from macai.models.converter import FloatType
 from macai.models.load import LoadedModel, dequantise
 from macai.models.lora import lora_layers
 
 SHARD_BYTES = 5_000_000_000
 QUANTISATION_KEYS = ("quantization", "quantization_config")
-WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 
 
 def fuse(loaded: LoadedModel) -> None:
@@ -65,7 +64,7 @@ def write_model(
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         arrays = {name: _cast(weights[name], kind) for name in names}
         _require_finite(arrays, dtype)
-        mx.save_safetensors(str(folder / file), arrays, metadata={"format": "pt"})
+        save_arrays(folder / file, arrays, {"format": "pt"})
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(w.size * kind.size for w in weights.values())

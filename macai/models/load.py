@@ -54,8 +54,11 @@ def load_model(path: Path) -> LoadedModel:
         raise ModelError(
             f"{path}: no model*.safetensors in it", hint="is the copy complete?"
         ) from e
-    except (ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise ModelError(f"{path}: {_first_line(e)}", hint="is the copy complete?") from e
+    except Exception as e:  # each of mlx-lm's models reads config and weights in its own way
+        raise ModelError(
+            f"{path}: {_reason(e)}",
+            hint="is the copy complete, and its architecture one that mlx-lm knows?",
+        ) from e
     tokenizer = load_tokenizer(path)
     return LoadedModel(model, tokenizer, config, path, end_ids(path, config, tokenizer))
 
@@ -72,6 +75,11 @@ def read_config(path: Path) -> dict[str, Any]:
     config = _read_json(file)
     if not isinstance(config.get("model_type"), str):
         raise FormatError(f"{file}: no model_type in it")
+    if "model_file" in config:
+        raise ModelError(
+            f"{path}: brings code of its own ({config['model_file']})",
+            hint="macai runs no code from a model's folder",
+        )
     return config
 
 
@@ -84,7 +92,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return load(path)
     except Exception as e:  # the tokenizers library raises bare Exception on a broken file
-        raise FormatError(f"{path}: the tokenizer cannot be read: {_first_line(e)}") from e
+        raise FormatError(f"{path}: the tokenizer cannot be read: {_reason(e)}") from e
 
 
 def end_ids(path: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
@@ -144,13 +152,15 @@ def _end_of_turn(tokenizer: Any) -> set[int]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise FormatError(f"{file}: not valid JSON: {_first_line(e)}") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise FormatError(f"{file}: not valid JSON: {_reason(e)}") from e
     if not isinstance(value, dict):
         raise FormatError(f"{file}: not a JSON object")
     return value
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """Return the beginning of its message: MLX puts what is missing on a second line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    text = " ".join(lines[:2]).rstrip(",")[:300]
+    return text if " " in text else f"{type(error).__name__}: {text}"  # a KeyError is but a key

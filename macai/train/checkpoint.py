@@ -11,8 +11,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from macai.errors import TrainingError
-from macai.files import atomic_file
-from macai.models.arrays import load_arrays, named_arrays
+from macai.models.arrays import load_arrays, named_arrays, save_arrays
 
 FILE = "checkpoint.safetensors"
 
@@ -37,8 +36,7 @@ def save_checkpoint(
     """Write the run's state to `folder`, atomically."""
     arrays = {f"model.{k}": v for k, v in named_arrays(model.trainable_parameters()).items()}
     arrays |= {f"optimizer.{k}": v for k, v in named_arrays(optimizer.state).items()}
-    with atomic_file(folder / FILE) as temporary:
-        mx.save_safetensors(str(temporary), arrays, metadata={"macai": json.dumps(state)})
+    save_arrays(folder / FILE, arrays, {"macai": json.dumps(state)})
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

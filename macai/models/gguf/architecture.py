@@ -127,7 +127,7 @@ def config_of(gguf: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         "head_dim": head_dim,
         "vocab_size": _vocabulary_size(gguf),
         "max_position_embeddings": metadata.count("context_length"),
-        "rms_norm_eps": float(f"{metadata.number('attention.layer_norm_rms_epsilon'):.7g}"),
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": base,
         "rope_scaling": rope.rope_scaling(gguf, metadata, base=base, head_dim=head_dim),
         "hidden_act": "silu",

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from macai.errors import FormatError
 from macai.models.gguf.reader import GGUFFile
 
@@ -41,11 +43,11 @@ class Metadata:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return a positive, finite number."""
+        """Return a positive, finite number; 1e-5 stored as float32 comes back as 1e-5."""
         value = self._get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
             raise self.wrong(key, "a positive number")
-        return float(value)
+        return _shortest(float(value))
 
     def flag(self, key: str, *, default: bool) -> bool:
         """Return a truth value."""
@@ -96,3 +98,9 @@ class Metadata:
                 hint="convert the model again with a current llama.cpp",
             )
         return value
+
+
+def _shortest(value: float) -> float:
+    if value > np.finfo(np.float32).max or float(np.float32(value)) != value:
+        return value
+    return float(str(np.float32(value)))

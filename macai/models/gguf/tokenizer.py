@@ -91,7 +91,7 @@ def write_tokenizer(
     add_bos = metadata.flag("add_bos_token", default=add_bos)
     add_eos = metadata.flag("add_eos_token", default=False)
     _add_ends(gguf, tokenizer, vocabulary, add_bos=add_bos, add_eos=add_eos)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     config = _tokenizer_config(gguf, vocabulary, add_bos=add_bos, add_eos=add_eos)
     write_json(folder / "tokenizer_config.json", config | {"model_max_length": max_length})
 
@@ -205,7 +205,9 @@ def _special_ids(metadata: Metadata, size: int) -> SpecialIds:
 
     def read(name: str) -> int | None:
         key = f"{name}_token_id"
-        return metadata.index(key, size) if metadata.has(key) else defaults.get(name)
+        if metadata.has(key):
+            return metadata.index(key, size)
+        return defaults.get(name) if defaults.get(name, 0) < size else None
 
     ends = [read(name) for name in ("eos", "eot", "eom")]
     known = tuple(dict.fromkeys(i for i in ends if i is not None))

@@ -157,6 +157,6 @@ def tiny_model(
 
 
 @pytest.fixture
-def tiny() -> Callable[..., TinyModel]:
+def tiny_gguf() -> Callable[..., TinyModel]:
     """Make a tiny model: by default a llama of 2 layers, hidden 64, 4 heads, byte-level BPE."""
     return tiny_model

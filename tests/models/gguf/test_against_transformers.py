@@ -74,9 +74,9 @@ def original(name: str, options: dict[str, Any]) -> Any:
     return model
 
 
-def as_gguf(tiny: Tiny, name: str, model: Any) -> Any:
+def as_gguf(tiny_gguf: Tiny, name: str, model: Any) -> Any:
     config = model.config
-    file = tiny(name, head_dim=config.head_dim if name != "qwen2" else 16)
+    file = tiny_gguf(name, head_dim=config.head_dim if name != "qwen2" else 16)
     rope = config.rope_parameters
     file.metadata[f"{name}.rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
@@ -121,13 +121,13 @@ def as_gguf(tiny: Tiny, name: str, model: Any) -> Any:
     ],
 )
 def test_a_model_of_transformers_comes_back(
-    tiny: Tiny, convert: Convert, name: str, options: dict[str, Any]
+    tiny_gguf: Tiny, convert: Convert, name: str, options: dict[str, Any]
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = original(name, options)
-    folder = convert(as_gguf(tiny, name, model))
+    folder = convert(as_gguf(tiny_gguf, name, model))
     tokens = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (2, 100))
     with torch.no_grad():
         wanted = model(torch.from_numpy(tokens)).logits.numpy()
@@ -140,3 +140,14 @@ def test_a_model_of_transformers_comes_back(
     assert np.abs(logits - wanted).max() / scale < 1e-5
     found = np.array(load_model(folder)[0](mx.array(tokens)))
     assert np.abs(found - wanted).max() / scale < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_transformers_opens_half_precision_as_such(
+    tiny_gguf: Tiny, convert: Convert, dtype: str
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(convert(tiny_gguf(), dtype))
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}

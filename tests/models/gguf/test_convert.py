@@ -54,9 +54,9 @@ def quantise(model: Any, kind: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_weights_have_the_dtype_asked_for_and_the_values_of_the_file(
-    tiny: Tiny, convert: Convert, dtype: str
+    tiny_gguf: Tiny, convert: Convert, dtype: str
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     folder = convert(model, dtype)
     kind = getattr(mx, dtype)
     weights = mx.load(str(folder / "model.safetensors"))
@@ -72,9 +72,9 @@ def test_weights_have_the_dtype_asked_for_and_the_values_of_the_file(
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_keep_leaves_matrices_quantised_with_their_exact_values(
-    tiny: Tiny, convert: Convert, kind: str
+    tiny_gguf: Tiny, convert: Convert, kind: str
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     held = quantise(model, kind)
     folder = convert(model, "keep")
     weights = mx.load(str(folder / "model.safetensors"))
@@ -97,8 +97,8 @@ def test_keep_leaves_matrices_quantised_with_their_exact_values(
         np.testing.assert_array_equal(np.array(found), values)
 
 
-def test_keep_names_the_layers_of_other_bits(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_keep_names_the_layers_of_other_bits(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     quantise(model, "Q4_0")
     model.types |= {"token_embd.weight": "Q8_0", K: "F16"}
     folder = convert(model, "keep")
@@ -108,8 +108,8 @@ def test_keep_names_the_layers_of_other_bits(tiny: Tiny, convert: Convert) -> No
     assert dtypes_of(folder)["model.layers.1.self_attn.k_proj.weight"] == mx.float16
 
 
-def test_keep_dequantises_other_types_to_float16(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_keep_dequantises_other_types_to_float16(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     held = quantise(model, "Q5_0")
     folder = convert(model, "keep")
     assert "quantization" not in config_of(folder)
@@ -119,9 +119,9 @@ def test_keep_dequantises_other_types_to_float16(tiny: Tiny, convert: Convert) -
 
 @pytest.mark.parametrize(("kind", "kept"), [("F16", mx.float16), ("BF16", mx.bfloat16)])
 def test_keep_gives_norms_the_type_of_the_model_where_that_is_exact(
-    tiny: Tiny, convert: Convert, kind: str, kept: mx.Dtype
+    tiny_gguf: Tiny, convert: Convert, kind: str, kept: mx.Dtype
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     quantise(model, kind)
     model.tensors["output_norm.weight"] = np.full(64, 0.5, np.float32)
     model.tensors["blk.0.attn_norm.weight"] = np.full(64, 0.1, np.float32)
@@ -131,16 +131,16 @@ def test_keep_gives_norms_the_type_of_the_model_where_that_is_exact(
     assert dtypes["model.layers.0.mlp.up_proj.weight"] == kept
 
 
-def test_keep_leaves_a_float32_model_as_it_is(tiny: Tiny, convert: Convert) -> None:
-    folder = convert(tiny(), "keep")
+def test_keep_leaves_a_float32_model_as_it_is(tiny_gguf: Tiny, convert: Convert) -> None:
+    folder = convert(tiny_gguf(), "keep")
     assert set(dtypes_of(folder).values()) == {mx.float32}
     assert config_of(folder)["torch_dtype"] == "float32"
 
 
 def test_keep_stores_scales_in_float32_where_float16_would_overflow(
-    tiny: Tiny, convert: Convert
+    tiny_gguf: Tiny, convert: Convert
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     model.types[Q] = "Q8_0"
     model.tensors[Q] = model.tensors[Q] * 1e6
     folder = convert(model, "keep")
@@ -155,8 +155,8 @@ def test_keep_stores_scales_in_float32_where_float16_would_overflow(
 
 
 @pytest.mark.parametrize("kind", [name for name in TENSOR_TYPES if name.endswith("_K")])
-def test_k_quants_convert(tiny: Tiny, convert: Convert, kind: str) -> None:
-    model = tiny(hidden=256, ffn=256, layers=1)
+def test_k_quants_convert(tiny_gguf: Tiny, convert: Convert, kind: str) -> None:
+    model = tiny_gguf(hidden=256, ffn=256, layers=1)
     numbers = np.random.default_rng(1)
     rows = numbers.integers(0, 60, (256, TENSOR_TYPES[kind].bytes), dtype=np.uint8)
     model.tensors["blk.0.ffn_up.weight"] = rows
@@ -166,8 +166,8 @@ def test_k_quants_convert(tiny: Tiny, convert: Convert, kind: str) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_value_beyond_float16_asks_for_another_dtype(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_a_value_beyond_float16_asks_for_another_dtype(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     model.tensors[Q][3, 3] = 1e6
     with pytest.raises(ModelError, match=r"'blk.0.attn_q.weight'.*1e\+06, is beyond float16"):
         convert(model, "float16")
@@ -175,15 +175,17 @@ def test_a_value_beyond_float16_asks_for_another_dtype(tiny: Tiny, convert: Conv
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_refused(tiny: Tiny, convert: Convert, value: float) -> None:
-    model = tiny()
+def test_a_value_that_is_not_finite_is_refused(
+    tiny_gguf: Tiny, convert: Convert, value: float
+) -> None:
+    model = tiny_gguf()
     model.tensors["output_norm.weight"][5] = value
     with pytest.raises(ModelError, match=r"'output_norm\.weight' holds values that are not finite"):
         convert(model)
 
 
-def test_an_output_matrix_unties_the_embeddings(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_an_output_matrix_unties_the_embeddings(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     assert config_of(convert(model, "float16"))["tie_word_embeddings"] is True
     model.tensors["output.weight"] = model.tensors["token_embd.weight"] + 1
     folder = convert(model)
@@ -192,8 +194,10 @@ def test_an_output_matrix_unties_the_embeddings(tiny: Tiny, convert: Convert) ->
     np.testing.assert_array_equal(found, model.tensors["output.weight"])
 
 
-def test_biases_of_llama_are_put_in_order_with_their_rows(tiny: Tiny, convert: Convert) -> None:
-    model = tiny(layers=1)
+def test_biases_of_llama_are_put_in_order_with_their_rows(
+    tiny_gguf: Tiny, convert: Convert
+) -> None:
+    model = tiny_gguf(layers=1)
     numbers = np.random.default_rng(0)
     for name, size in (("q", 64), ("k", 32), ("v", 32), ("output", 64)):
         model.tensors[f"blk.0.attn_{name}.bias"] = numbers.standard_normal(size, np.float32)
@@ -205,8 +209,10 @@ def test_biases_of_llama_are_put_in_order_with_their_rows(tiny: Tiny, convert: C
     assert not np.array_equal(found, model.tensors["blk.0.attn_q.bias"])
 
 
-def test_every_token_that_ends_a_reply_is_in_both_configs(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_every_token_that_ends_a_reply_is_in_both_configs(
+    tiny_gguf: Tiny, convert: Convert
+) -> None:
+    model = tiny_gguf()
     end = model.metadata["tokenizer.ggml.eos_token_id"]
     folder = convert(model, "float16")
     assert config_of(folder)["eos_token_id"] == end
@@ -217,9 +223,9 @@ def test_every_token_that_ends_a_reply_is_in_both_configs(tiny: Tiny, convert: C
 
 
 def test_the_chat_template_and_the_roles_are_in_the_tokenizer_config(
-    tiny: Tiny, convert: Convert
+    tiny_gguf: Tiny, convert: Convert
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     model.metadata["tokenizer.ggml.padding_token_id"] = 0
     config = json.loads((convert(model) / "tokenizer_config.json").read_text())
     assert config == {
@@ -236,8 +242,10 @@ def test_the_chat_template_and_the_roles_are_in_the_tokenizer_config(
     }
 
 
-def test_progress_counts_every_tensor(converter: Converter, tiny: Tiny, tmp_path: Path) -> None:
-    model, seen = tiny(), []
+def test_progress_counts_every_tensor(
+    converter: Converter, tiny_gguf: Tiny, tmp_path: Path
+) -> None:
+    model, seen = tiny_gguf(), []
     source = model.write(tmp_path / "model.gguf")
     (tmp_path / "out").mkdir()
     converter.convert(source, tmp_path / "out", "float32", lambda *step: seen.append(step))
@@ -293,9 +301,9 @@ def zeros(*shape: int) -> np.ndarray:
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(
-    tiny: Tiny, convert: Convert, change: Any, error: type[MacaiError], what: str
+    tiny_gguf: Tiny, convert: Convert, change: Any, error: type[MacaiError], what: str
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     change(model)
     with pytest.raises(error) as caught:
         convert(model)
@@ -303,9 +311,11 @@ def test_what_does_not_fit_is_one_clear_error(
     assert "\n" not in caught.value.message
 
 
-def test_an_unknown_architecture_is_named_with_the_known_ones(tiny: Tiny, convert: Convert) -> None:
+def test_an_unknown_architecture_is_named_with_the_known_ones(
+    tiny_gguf: Tiny, convert: Convert
+) -> None:
     with pytest.raises(ModelError, match="architecture 'mamba' is not supported") as caught:
-        convert(tiny("mamba"))
+        convert(tiny_gguf("mamba"))
     assert "llama, qwen2, qwen3" in str(caught.value.hint)
 
 
@@ -330,9 +340,9 @@ def mutate(whole: bytes, source: random.Random) -> bytes:
 
 
 def test_damaged_files_convert_or_are_refused_and_nothing_else(
-    converter: Converter, tiny: Tiny, tmp_path: Path
+    converter: Converter, tiny_gguf: Tiny, tmp_path: Path
 ) -> None:
-    model = tiny(letters=list("abcdefgh"), layers=1, hidden=32, ffn=32, heads=2)
+    model = tiny_gguf(letters=list("abcdefgh"), layers=1, hidden=32, ffn=32, heads=2)
     model.metadata |= {"tokenizer.ggml.tokens": [*"abcdefgh", "ab", "abc", "<|im_end|>"]}
     model.metadata |= {"tokenizer.ggml.token_type": [1] * 10 + [3]}
     model.metadata |= {"tokenizer.ggml.bos_token_id": 9, "tokenizer.ggml.eos_token_id": 10}
@@ -368,15 +378,15 @@ def test_matches_by_first_bytes_or_name(converter: Converter, tmp_path: Path) ->
     assert not converter.matches(tmp_path / "missing.gguf")
 
 
-def test_a_single_file_holds_safetensors_others_can_read(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_a_single_file_holds_safetensors_others_can_read(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     read = load_file(convert(model, "float16") / "model.safetensors")
     assert {value.dtype for value in read.values()} == {np.dtype(np.float16)}
     assert len(read) == len(model.tensors)
 
 
-def test_a_qwen2_model_of_another_tokenizer_is_refused(tiny: Tiny, convert: Convert) -> None:
-    model = tiny("qwen2")
+def test_a_qwen2_model_of_another_tokenizer_is_refused(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf("qwen2")
     model.metadata["tokenizer.ggml.pre"] = "gpt-2"
     with pytest.raises(ModelError, match="pre-tokenizer 'gpt-2' in a model of architecture"):
         convert(model)

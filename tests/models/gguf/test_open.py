@@ -20,8 +20,8 @@ GOLDENS = Path(__file__).parents[2] / "goldens"
 TEXTS = json.loads((GOLDENS / "gguf_smollm2_ids.json").read_text(encoding="utf-8"))["texts"]
 
 
-def of_architecture(tiny: Tiny, name: str) -> Any:
-    model = tiny(name, head_dim=32) if name == "qwen3" else tiny(name)
+def of_architecture(tiny_gguf: Tiny, name: str) -> Any:
+    model = tiny_gguf(name, head_dim=32) if name == "qwen3" else tiny_gguf(name)
     for layer in range(2):
         for part, size in (("q", 64), ("k", 32), ("v", 32)):
             if name == "qwen2":
@@ -31,10 +31,10 @@ def of_architecture(tiny: Tiny, name: str) -> Any:
     return model
 
 
-def sentencepiece_llama(tiny: Tiny) -> Any:
+def sentencepiece_llama(tiny_gguf: Tiny) -> Any:
     golden = GOLDENS / "gguf_sentencepiece_ids.json"
     content = json.loads(golden.read_text(encoding="utf-8"))
-    model = tiny()
+    model = tiny_gguf()
     model.metadata = {k: v for k, v in model.metadata.items() if not k.startswith("tokenizer.ggml")}
     model.metadata |= {
         "tokenizer.ggml.model": "llama",
@@ -51,9 +51,9 @@ def sentencepiece_llama(tiny: Tiny) -> Any:
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", ["keep", "float16", "bfloat16"])
 def test_mlx_lm_computes_with_every_dtype_what_it_does_in_float32(
-    tiny: Tiny, convert: Convert, name: str, dtype: str
+    tiny_gguf: Tiny, convert: Convert, name: str, dtype: str
 ) -> None:
-    model = of_architecture(tiny, name)
+    model = of_architecture(tiny_gguf, name)
     for matrix in (n for n, values in model.tensors.items() if values.ndim == 2):
         model.types[matrix] = "Q8_0" if matrix.startswith("token") else "Q4_0"
     tokens = mx.array([[1, 5, 9, 2, 200, 7]])
@@ -65,9 +65,9 @@ def test_mlx_lm_computes_with_every_dtype_what_it_does_in_float32(
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_transformers_reads_the_byte_level_tokenizer_as_written(
-    tiny: Tiny, convert: Convert, name: str
+    tiny_gguf: Tiny, convert: Convert, name: str
 ) -> None:
-    folder = convert(of_architecture(tiny, name))
+    folder = convert(of_architecture(tiny_gguf, name))
     written = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for tokenizer in (AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)._tokenizer):
         for text in TEXTS:
@@ -78,9 +78,9 @@ def test_transformers_reads_the_byte_level_tokenizer_as_written(
 
 
 def test_transformers_reads_the_sentencepiece_tokenizer_as_written(
-    tiny: Tiny, convert: Convert
+    tiny_gguf: Tiny, convert: Convert
 ) -> None:
-    folder = convert(sentencepiece_llama(tiny))
+    folder = convert(sentencepiece_llama(tiny_gguf))
     written = Tokenizer.from_file(str(folder / "tokenizer.json"))
     wrapped = load_tokenizer(folder)
     assert isinstance(wrapped.detokenizer, SPMStreamingDetokenizer)

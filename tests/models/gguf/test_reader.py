@@ -55,8 +55,8 @@ def message(path: Path) -> str:
     return caught.value.message
 
 
-def test_what_the_gguf_package_writes_is_read(tiny: Tiny, tmp_path: Path) -> None:
-    model = tiny()
+def test_what_the_gguf_package_writes_is_read(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    model = tiny_gguf()
     read = read_gguf(model.write(tmp_path / "model.gguf"))
     assert list(read.tensors) == list(model.tensors)
     for name, values in model.tensors.items():
@@ -88,8 +88,8 @@ def test_every_kind_of_metadata_is_read(tmp_path: Path) -> None:
     assert read.metadata["text"] == "日本"
 
 
-def test_another_alignment_is_followed(tiny: Tiny, tmp_path: Path) -> None:
-    model = tiny()
+def test_another_alignment_is_followed(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    model = tiny_gguf()
     model.metadata["general.alignment"] = 256
     read = read_gguf(model.write(tmp_path / "model.gguf"))
     name = "blk.1.ffn_down.weight"
@@ -171,8 +171,8 @@ def test_a_part_of_a_split_model_is_named(tmp_path: Path) -> None:
     assert "one part of a model split over 3 files" in message(path)
 
 
-def test_every_truncation_is_an_error(tiny: Tiny, tmp_path: Path) -> None:
-    whole = tiny(letters=list("ab"), layers=1).write(tmp_path / "model.gguf").read_bytes()
+def test_every_truncation_is_an_error(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    whole = tiny_gguf(letters=list("ab"), layers=1).write(tmp_path / "model.gguf").read_bytes()
     cut = tmp_path / "cut.gguf"
     # The last tensor is padded to the alignment: cut into the numbers, not the padding.
     for length in [*range(0, 3000, 7), *range(3000, len(whole) - 32, 1501), len(whole) - 40]:

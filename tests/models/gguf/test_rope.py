@@ -46,9 +46,9 @@ def llama3_divisors(
     ],
 )
 def test_llama3_parameters_are_found_from_the_frequencies(
-    tiny: Tiny, convert: Convert, head_dim: int, base: float, rule: tuple[Any, ...]
+    tiny_gguf: Tiny, convert: Convert, head_dim: int, base: float, rule: tuple[Any, ...]
 ) -> None:
-    model = tiny(head_dim=head_dim)
+    model = tiny_gguf(head_dim=head_dim)
     model.metadata["llama.rope.freq_base"] = base
     divisors = llama3_divisors(head_dim, base, *rule)
     model.tensors["rope_freqs.weight"] = divisors
@@ -61,8 +61,8 @@ def test_llama3_parameters_are_found_from_the_frequencies(
     np.testing.assert_allclose(np.array(rope._freqs.astype(mx.float32)), wanted, rtol=2e-5)
 
 
-def test_frequencies_that_are_not_scaled_need_no_scaling(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_frequencies_that_are_not_scaled_need_no_scaling(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     model.tensors["rope_freqs.weight"] = np.ones(8, np.float32)
     assert rope_of(convert(model)) is None
 
@@ -72,9 +72,9 @@ def test_frequencies_that_are_not_scaled_need_no_scaling(tiny: Tiny, convert: Co
     [[1, 2, 3, 4, 5, 6, 7, 8], [8, 4, 2, 1, 1, 1, 1, 1], [1, 1, 5, 5, 5, 5, 1, 8], [2] * 8],
 )
 def test_frequencies_of_another_rule_are_refused(
-    tiny: Tiny, convert: Convert, divisors: list[int]
+    tiny_gguf: Tiny, convert: Convert, divisors: list[int]
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     model.tensors["rope_freqs.weight"] = np.array(divisors, np.float32)
     with pytest.raises(ModelError, match="not of Llama 3's rule"):
         convert(model)
@@ -82,9 +82,9 @@ def test_frequencies_of_another_rule_are_refused(
 
 @pytest.mark.parametrize("divisors", [[1.0] * 7, [0.0] * 8, [float("nan")] * 8])
 def test_frequencies_that_cannot_be_are_refused(
-    tiny: Tiny, convert: Convert, divisors: list[float]
+    tiny_gguf: Tiny, convert: Convert, divisors: list[float]
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     model.tensors["rope_freqs.weight"] = np.array(divisors, np.float32)
     with pytest.raises(ModelError, match=r"rope_freqs\.weight is not 8 positive numbers"):
         convert(model)
@@ -121,9 +121,9 @@ YARN = {"type": "yarn", "factor": 4.0, "original_context_length": 32}
     ],
 )
 def test_scaling_in_the_metadata_is_in_the_config(
-    tiny: Tiny, convert: Convert, metadata: dict[str, Any], scaling: Any
+    tiny_gguf: Tiny, convert: Convert, metadata: dict[str, Any], scaling: Any
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     model.metadata |= {f"llama.rope.{key}": value for key, value in metadata.items()}
     assert rope_of(convert(model)) == scaling
 
@@ -140,17 +140,17 @@ def test_scaling_in_the_metadata_is_in_the_config(
     ],
 )
 def test_scaling_that_cannot_be_kept_is_refused(
-    tiny: Tiny, convert: Convert, metadata: dict[str, Any], what: str
+    tiny_gguf: Tiny, convert: Convert, metadata: dict[str, Any], what: str
 ) -> None:
-    model = tiny()
+    model = tiny_gguf()
     model.metadata |= {f"llama.rope.{key}": value for key, value in metadata.items()}
     with pytest.raises((ModelError, FormatError)) as caught:
         convert(model)
     assert what in str(caught.value)
 
 
-def test_two_kinds_of_scaling_are_refused(tiny: Tiny, convert: Convert) -> None:
-    model = tiny()
+def test_two_kinds_of_scaling_are_refused(tiny_gguf: Tiny, convert: Convert) -> None:
+    model = tiny_gguf()
     model.metadata |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
     model.tensors["rope_freqs.weight"] = llama3_divisors(16, 10000.0, 8.0, 1.0, 4.0, 8192)
     with pytest.raises(ModelError, match=r"both rope_freqs\.weight and linear"):

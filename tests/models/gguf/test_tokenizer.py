@@ -253,6 +253,7 @@ LLAMA = {"model": "llama", "tokens": ["<unk>", "<s>", "</s>", "a"], "scores": [0
         ({k: v for k, v in GPT2.items() if k != "eos_token_id"}, FormatError, "no token ends"),
         ({k: v for k, v in GPT2.items() if k != "merges"}, FormatError, "merges' is missing"),
         (LLAMA | {"scores": [0.0]}, FormatError, "not a list of 4 numbers"),
+        (LLAMA | {"tokens": ["a"], "scores": [0.0]}, FormatError, "no token ends a reply"),
         (LLAMA | {"scores": [float("nan")] * 4}, FormatError, "not a list of 4 numbers"),
     ],
 )
