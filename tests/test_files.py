@@ -23,6 +23,10 @@ def content(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def fill(folder, text):
     folder.mkdir(parents=True)
     (folder / "part").write_text(text)
@@ -43,7 +47,7 @@ def test_a_file_appears_whole_in_a_folder_made_for_it(tmp_path):
 def test_an_exception_midway_leaves_the_old_file_and_nothing_else(tmp_path, error):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(type(error)), atomic_file(target) as temporary:
+    with pytest.raises(type(error)), atomic_file(target) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise error
     assert content(tmp_path) == {"a.txt": "old"}
@@ -52,7 +56,7 @@ def test_an_exception_midway_leaves_the_old_file_and_nothing_else(tmp_path, erro
 def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path, small_disk):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(OutputError, match=r"a\.txt: cannot be written: File too large"):  # noqa: PT012, SIM117
+    with pytest.raises(OutputError, match=r"a\.txt: cannot be written: File too large"):  # noqa: SIM117
         with atomic_file(target) as temporary:
             temporary.write_bytes(bytes(1 << 17))
     assert content(tmp_path) == {"a.txt": "old"}
@@ -74,7 +78,7 @@ def test_no_space_left_is_said_in_words(tmp_path, monkeypatch):
 def test_mlx_writing_to_a_full_disk_is_an_output_error(tmp_path, small_disk):
     target = tmp_path / "a.safetensors"
     target.write_text("old")
-    with pytest.raises(OutputError, match="cannot be written: .*Unable to write"):  # noqa: SIM117
+    with pytest.raises(OutputError, match=r"cannot be written: .*Unable to write"):  # noqa: SIM117
         with atomic_file(target) as temporary:
             mx.save_safetensors(str(temporary), {"a": mx.zeros(1 << 16)})
     assert content(tmp_path) == {"a.safetensors": "old"}
@@ -111,7 +115,7 @@ def test_json_is_readable_text_and_holds_no_nan(tmp_path):
     assert file.read_text(encoding="utf-8") == '{\n  "é": [\n    1\n  ]\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(file, float("nan"))
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("empty_target_exists", [False, True])
@@ -123,17 +127,17 @@ def test_a_directory_appears_whole(tmp_path, empty_target_exists):
         (temporary / "part").write_text("new")
         assert not (target / "part").exists()
     assert content(tmp_path) == {"new/model/part": "new"}
-    assert os.listdir(target.parent) == ["model"]
+    assert names(target.parent) == ["model"]
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(143)])
 def test_an_exception_midway_leaves_the_old_directory_and_nothing_else(tmp_path, error):
     target = fill(tmp_path / "model", "old")
-    with pytest.raises(type(error)), atomic_directory(target, force=True) as temporary:
+    with pytest.raises(type(error)), atomic_directory(target, force=True) as temporary:  # noqa: PT012
         (temporary / "part").write_text("half")
         raise error
     assert content(tmp_path) == {"model/part": "old"}
-    assert os.listdir(tmp_path) == ["model"]
+    assert names(tmp_path) == ["model"]
 
 
 def test_a_disk_that_fills_up_leaves_no_directory(tmp_path, small_disk):
@@ -146,7 +150,7 @@ def test_a_disk_that_fills_up_leaves_no_directory(tmp_path, small_disk):
             atomic_directory(tmp_path / "new") as temporary,
         ):
             writes(temporary)
-        assert os.listdir(tmp_path) == []
+        assert names(tmp_path) == []
 
 
 def test_an_existing_directory_is_refused_before_any_work(tmp_path):
@@ -163,7 +167,7 @@ def test_force_replaces_the_directory_as_a_whole(tmp_path):
         (temporary / "other").write_text("new")
         assert content(target) == {"part": "old"}
     assert content(tmp_path) == {"model/other": "new"}
-    assert os.listdir(tmp_path) == ["model"]
+    assert names(tmp_path) == ["model"]
 
 
 def test_when_the_new_directory_cannot_take_its_place_the_old_one_does(tmp_path, monkeypatch):
@@ -179,7 +183,7 @@ def test_when_the_new_directory_cannot_take_its_place_the_old_one_does(tmp_path,
         with atomic_directory(target, force=True) as temporary:
             (temporary / "other").write_text("new")
     assert content(tmp_path) == {"model/part": "old"}
-    assert os.listdir(tmp_path) == ["model"]
+    assert names(tmp_path) == ["model"]
 
 
 def test_what_a_link_leads_to_is_replaced(tmp_path):
@@ -190,7 +194,7 @@ def test_what_a_link_leads_to_is_replaced(tmp_path):
         (temporary / "part").write_text("new")
     assert link.is_symlink()
     assert content(target) == {"part": "new"}
-    assert os.listdir(target.parent) == ["model"]
+    assert names(target.parent) == ["model"]
 
 
 def test_the_current_folder_can_be_the_output(tmp_path, monkeypatch):

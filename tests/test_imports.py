@@ -52,9 +52,21 @@ except SystemExit as e:
     assert modules & HEAVY == set()
 
 
-def test_the_package_itself_imports_nothing():
+def test_the_package_itself_imports_nothing_but_what_loads_the_blas():
     added = modules_after("import macai") - modules_after("")
-    assert added == {"macai"}
+    assert {m for m in added if m.startswith("macai")} == {
+        "macai",
+        "macai.models",
+        "macai.models.blas",
+    }
+    assert added & HEAVY == set()
+
+
+def test_any_module_of_macai_has_the_fast_blas_loaded_before_mlx():
+    code = "import macai.train.loop; from macai.models.blas import load_fast_blas as f; f()"
+    probe = f"{code}; print(f().found, f().reason)"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert sys.platform != "linux" or out.stdout.startswith("True"), out.stdout
 
 
 def test_every_module_can_be_imported_by_itself():

@@ -27,6 +27,7 @@ from macai.cli import (
     train,
 )
 from macai.errors import MacaiError
+from macai.models.blas import load_fast_blas
 
 app = typer.Typer(
     name="macai",
@@ -72,8 +73,12 @@ def prepare(
         ),
     ] = False,
 ) -> None:
-    # Before any command imports MLX: see macai.models.blas.
-    import macai.models  # noqa: F401
+    blas = load_fast_blas()
+    if sys.platform == "linux" and not blas.found:
+        print(
+            f"warning: no fast BLAS, so all will be some 20 times slower: {blas.reason}",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from macai.data.tokens import Example
 
 MAX_WIDTHS = 16  # few shapes: a GPU compiles each one, and the allocator caches each one
 WIDTH_STEP = 8
+MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
 LEARNT_STEP = 64
 
 
@@ -49,9 +50,25 @@ class Batch:
 
 
 def widths_for(lengths: Sequence[int]) -> list[int]:
-    """Return at most 16 widths, multiples of 8, that leave little padding on rows so long."""
-    quantiles = np.quantile(lengths, np.arange(1, MAX_WIDTHS + 1) / MAX_WIDTHS, method="higher")
-    return sorted({-(-int(q) // WIDTH_STEP) * WIDTH_STEP for q in quantiles})
+    """Return the at most 16 widths, multiples of 8, that leave the least padding on these rows."""
+    step = WIDTH_STEP * -(-max(lengths) // (WIDTH_STEP * MAX_CANDIDATES))
+    widths, counts = np.unique(-(-np.asarray(lengths) // step) * step, return_counts=True)
+    if len(widths) <= MAX_WIDTHS:
+        return [int(w) for w in widths]
+    # Dynamic programming: padded[j] is the least for the rows up to widths[j], the last one chosen,
+    # and wider[j, i] what the rows above widths[i] up to widths[j] add to it.
+    rows = np.cumsum(counts)
+    wider = np.tril(widths[:, None] * (rows[:, None] - rows).astype(float), -1)
+    wider[np.triu_indices(len(widths))] = np.inf
+    padded, before = (widths * rows).astype(float), []
+    for _ in range(MAX_WIDTHS - 1):
+        total = padded + wider
+        before.append(total.argmin(axis=1))
+        padded = total.min(axis=1)
+    chosen = [len(widths) - 1]
+    for previous in reversed(before):
+        chosen.append(int(previous[chosen[-1]]))
+    return [int(widths[i]) for i in reversed(chosen)]
 
 
 def plan_epoch(

@@ -155,6 +155,7 @@ def _message(turn: Any, number: int) -> Message:
         raise ValueError(f"turn {number}: role {role!r} is none of {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"turn {number}: 'content' is not a string")
+    _require_unicode(content, f"turn {number}")
     if role == "assistant" and not content.strip():
         raise ValueError(f"turn {number}: the assistant says nothing")
     if not isinstance(train, bool):
@@ -168,7 +169,15 @@ def _text(value: dict[str, Any], key: str) -> str:
         raise ValueError(f"'{key}' is {'missing' if key not in value else 'not a string'}")
     if not text.strip():
         raise ValueError(f"'{key}' is empty")
+    _require_unicode(text, f"'{key}'")
     return text
+
+
+def _require_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # "\ud83d" alone is JSON, but no tokenizer takes it
+        raise ValueError(f"{what} has half a surrogate pair at character {e.start + 1}") from e
 
 
 def _split(rows: list[Row]) -> Splits:
@@ -186,4 +195,4 @@ def _split(rows: list[Row]) -> Splits:
 def _digest(row: Row) -> bytes:
     said: Iterable[str] = (f"{m.role}\0{m.content}" for m in row.messages)
     text = "\0".join([*said, row.prompt or "", row.completion or "", row.text or ""])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(text.encode()).digest()

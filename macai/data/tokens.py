@@ -1,7 +1,8 @@
 """Rows to token ids with a mask of what is learnt."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,8 @@ from macai.data.rows import Message, Row, bad_rows
 from macai.errors import DataError
 
 Truncation = Literal["error", "drop", "split", "keep-end"]
+
+_MARK = "\x01"  # a character that no template and no row has a reason to hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,40 +121,78 @@ def render(messages: Sequence[Message], tokenizer: Any, *, generation: bool = Fa
 
 def _chat_example(messages: Sequence[Message], source: str, tokenizer: Any) -> Example:
     text = render(messages, tokenizer)
-    spans = [
-        _span(text, messages, i, tokenizer)
-        for i, message in enumerate(messages)
-        if message.role == "assistant" and message.train
-    ]
     encoded = tokenizer._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.array(encoded["input_ids"], np.int32)
     begins, ends = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
     learn = np.zeros(len(ids), bool)
-    special = set(tokenizer.all_special_ids) | set(tokenizer.eos_token_ids)
-    for start, end in spans:
-        inside = (begins >= start) & (begins < end) & (ends > begins)
-        learn |= inside
-        after = int(np.flatnonzero(inside)[-1]) + 1 if inside.any() else len(ids)
-        if after < len(ids) and int(ids[after]) in special:
-            learn[after] = True  # the mark that ends the turn: without it the model never stops
+    special = _special_ids(tokenizer)
+    for turn, message in enumerate(messages):
+        if message.role != "assistant" or not message.train:
+            continue
+        start, end = _span(text, messages, turn, tokenizer)
+        inside = np.flatnonzero((begins >= start) & (begins < end))
+        if not len(inside):
+            raise ValueError(f"turn {turn + 1}: no token of it is the assistant's alone")
+        after = int(inside[-1]) + 1
+        learn[inside[0] : after] = True
+        mark = after
+        while mark < len(ids) and not text[begins[mark] : ends[mark]].strip():
+            mark += 1  # some templates write a space before the mark
+        if mark < len(ids) and int(ids[mark]) in special:
+            learn[after : mark + 1] = True  # without the mark the model never stops
     learn[:1] = False
     return Example(ids, learn, source)
+
+
+@functools.lru_cache(maxsize=1)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of control tokens, also of those that the tokenizer gives no role.
+
+    Gemma's <end_of_turn> is such a one: neither its end of sequence nor in `all_special_ids`.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.eos_token_ids) | {i for i, token in added if token.special}
 
 
 def _span(text: str, messages: Sequence[Message], turn: int, tokenizer: Any) -> tuple[int, int]:
     """Return the characters of `text` that the assistant's turn number `turn` must produce.
 
-    They start where the rendered prompt ends; some templates add more to a prompt than they leave
-    in the full text (an opening <think>), so that is where the two part. They end where the text
-    parts from the same conversation in which the assistant goes on with a control character.
+    They end where the text parts from the same conversation in which the assistant goes on with a
+    control character.
     """
-    said = messages[turn]
-    longer = Message(role=said.role, content=said.content + "\x01")
-    start = _common(render(messages[:turn], tokenizer, generation=True), text)
-    end = _common(render([*messages[:turn], longer, *messages[turn + 1 :]], tokenizer), text)
-    if start >= end:
+    longer = render(_marked(messages, turn, after=_MARK), tokenizer)
+    start, end = _start(text, messages, turn, tokenizer), _common(longer, text)
+    if longer == text or start >= end:
         raise ValueError(f"the chat template leaves out what turn {turn + 1} says")
     return start, end
+
+
+def _start(text: str, messages: Sequence[Message], turn: int, tokenizer: Any) -> int:
+    """Return where in `text` the part begins that turn number `turn` must produce.
+
+    That is where the rendered prompt ends. But some templates add more to a prompt than they leave
+    in the full text (an opening <think>): then it is where the two part, or where the turn's own
+    words begin, if that is earlier. And some write earlier turns without their thoughts once the
+    conversation goes on: so the two are compared from the end of the message before.
+    """
+    words = _common(render(_marked(messages, turn, before=_MARK), tokenizer), text)
+    if turn == 0:
+        return words  # there is no prompt of no messages
+    prompt = render(messages[:turn], tokenizer, generation=True)
+    if text.startswith(prompt):
+        return len(prompt)
+    previous = _marked(messages, turn - 1, after=_MARK)
+    here = _common(render(previous, tokenizer), text)
+    there = _common(render(previous[:turn], tokenizer, generation=True), prompt)
+    return min(words, here + _common(prompt[there:], text[here:]))
+
+
+def _marked(
+    messages: Sequence[Message], turn: int, *, before: str = "", after: str = ""
+) -> list[Message]:
+    """Return the conversation with something put before or after what one turn says."""
+    content = before + messages[turn].content + after
+    return [*messages[:turn], replace(messages[turn], content=content), *messages[turn + 1 :]]
 
 
 def _common(a: str, b: str) -> int:

@@ -6,6 +6,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,19 @@ from macai.files import write_json
 from macai.models.arrays import load_arrays, save_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
-from macai.models.lora import add_lora, linear_paths, linear_shape, lora_layers, target_paths
+from macai.models.lora import (
+    add_lora,
+    linear_paths,
+    linear_shape,
+    lora_layers,
+    matches,
+    target_paths,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+NAME = re.compile(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight")
 UNSUPPORTED = (
     "use_dora",
     "modules_to_save",
@@ -47,6 +56,8 @@ class AdapterConfig:
     Attributes:
         scale: What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) in rsLoRA files.
         base: Identity of the base it was trained on; None in files of other tools.
+        targets: What its layers are called, as `macai.models.lora.target_paths` takes it; None
+            where the file says so in another way.
     """
 
     rank: int
@@ -55,6 +66,7 @@ class AdapterConfig:
     dropout: float
     base_name: str
     base: Identity | None
+    targets: tuple[str, ...] | None = None
 
 
 def adapter_weights(loaded: LoadedModel) -> dict[str, mx.array]:
@@ -106,13 +118,9 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:
     config = read_adapter_config(folder)
     check_base(config, loaded, folder)
     weights = _read_weights(folder / WEIGHTS)
-    paths = sorted({k.removeprefix(PREFIX).rpartition(".lora_")[0] for k in weights})
-    expected = {f"{PREFIX}{p}.lora_{x}.weight" for p in paths for x in "AB"}
-    if odd := sorted(expected.symmetric_difference(weights)):
-        raise AdapterError(
-            f"{folder}: {len(odd)} tensors have no partner or an unknown name: {odd[0]}"
-        )
-    _require_fit(loaded, weights, paths, config.rank, folder)
+    paths = _paths(weights, folder)
+    _require_layers(loaded, paths, config.targets, folder)
+    _require_shapes(loaded, weights, paths, config.rank, folder)
     add_lora(loaded.model, paths, rank=config.rank, alpha=config.scale * config.rank)
     for path, layer in lora_layers(loaded.model).items():
         for name in ("lora_A", "lora_B"):
@@ -161,6 +169,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         dropout=dropout,
         base_name=str(value.get("base_model_name_or_path") or ""),
         base=base,
+        targets=_targets(value),
     )
 
 
@@ -178,16 +187,54 @@ def check_base(config: AdapterConfig, loaded: LoadedModel, folder: Path) -> None
         )
 
 
-def _require_fit(
-    loaded: LoadedModel, weights: dict[str, mx.array], paths: list[str], rank: int, folder: Path
+def _targets(value: dict[str, Any]) -> tuple[str, ...] | None:
+    names = value.get("target_modules")
+    narrowed = value.get("layers_to_transform") is not None or value.get("exclude_modules")
+    return tuple(map(str, names)) if isinstance(names, list) and not narrowed else None
+
+
+def _paths(weights: dict[str, mx.array], folder: Path) -> list[str]:
+    """Return the layers the tensors belong to; AdapterError unless each has A and B, no more."""
+    names = {name: NAME.fullmatch(name) for name in weights}
+    if unknown := sorted(name for name, match in names.items() if match is None):
+        raise AdapterError(
+            f"{folder}: {unknown[0]} is no A or B of a linear layer ({len(unknown)} such)"
+        )
+    paths = sorted({match[1] for match in names.values() if match})
+    pairs = [f"{PREFIX}{p}.lora_{x}.weight" for p in paths for x in "AB"]
+    if missing := [name for name in pairs if name not in weights]:
+        raise AdapterError(
+            f"{folder}: {missing[0]} is missing ({len(missing)} such)", hint="is the copy complete?"
+        )
+    return paths
+
+
+def _require_layers(
+    loaded: LoadedModel, paths: list[str], targets: tuple[str, ...] | None, folder: Path
 ) -> None:
-    """Raise AdapterError for the first layer or shape that is not the model's."""
-    linear = set(linear_paths(loaded.model))
+    """Raise AdapterError for the first layer that only one of model, tensors and config has."""
+    linear = linear_paths(loaded.model)
     if strange := [p for p in paths if p not in linear]:
         raise AdapterError(
             f"{folder}: the model has no linear layer {strange[0]} ({len(strange)} such)",
             hint="it was made for another model",
         )
+    if targets is None:
+        return
+    named = {p for p in linear if any(matches(p, t) for t in targets)}
+    if odd := sorted(named.symmetric_difference(paths)):
+        raise AdapterError(
+            f"{folder}: {CONFIG} {'names' if odd[0] in named else 'does not name'} {odd[0]}, "
+            f"{WEIGHTS} {'has nothing for it' if odd[0] in named else 'has tensors for it'} "
+            f"({len(odd)} such)",
+            hint="is the copy complete?",
+        )
+
+
+def _require_shapes(
+    loaded: LoadedModel, weights: dict[str, mx.array], paths: list[str], rank: int, folder: Path
+) -> None:
+    """Raise AdapterError for the first tensor whose shape the model cannot take."""
     modules = dict(loaded.model.named_modules())
     for path in paths:
         out_features, in_features = linear_shape(modules[path])

@@ -1,10 +1,8 @@
 """An adapter into its model: W + scale * B A, written as a plain Hugging Face directory."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -70,7 +68,7 @@ def write_model(
         total = sum(w.size * kind.size for w in weights.values())
         metadata = {"metadata": {"total_size": total}, "weight_map": index}
         write_json(folder / "model.safetensors.index.json", metadata)
-    config = {k: v for k, v in _config_file(loaded).items() if k not in QUANTISATION_KEYS}
+    config = {k: v for k, v in loaded.config.items() if k not in QUANTISATION_KEYS}
     write_json(folder / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
     for companion in companion_files(loaded.path):
         shutil.copyfile(companion, folder / companion.name)
@@ -83,12 +81,6 @@ def companion_files(folder: Path) -> list[Path]:
     others = ("merges.txt", "LICENSE*")
     found = {f for pattern in (*patterns, *others) for f in folder.glob(pattern) if f.is_file()}
     return sorted(found)
-
-
-def _config_file(loaded: LoadedModel) -> dict[str, Any]:
-    """The file's own content: mlx-lm adds to the config it returns."""
-    config: dict[str, Any] = json.loads((loaded.path / "config.json").read_text(encoding="utf-8"))
-    return config
 
 
 def _shards(weights: dict[str, mx.array], item_bytes: int) -> Iterator[list[str]]:

@@ -45,7 +45,7 @@ def load_model(path: Path) -> LoadedModel:
 
     config = read_config(path)
     try:
-        model, config = load_weights(path, lazy=True)
+        model, _ = load_weights(path, lazy=True)  # its config is ours with keys changed
         if mx.default_device() == mx.cpu:
             dequantise(model)
             model.update(tree_map_with_path(_to_float32, model.parameters()))
@@ -56,7 +56,7 @@ def load_model(path: Path) -> LoadedModel:
         ) from e
     except Exception as e:  # each of mlx-lm's models reads config and weights in its own way
         raise ModelError(
-            f"{path}: {_reason(e)}",
+            f"{path}: the model cannot be built from its files: {_reason(e)}",
             hint="is the copy complete, and its architecture one that mlx-lm knows?",
         ) from e
     tokenizer = load_tokenizer(path)

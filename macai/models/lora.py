@@ -77,14 +77,14 @@ def target_paths(model: nn.Module, targets: Sequence[str]) -> list[str]:
         UsageError: a target that matches nothing; all such are named.
     """
     linears = linear_paths(model)
-    unmatched = [t for t in targets if not any(_matches(p, t) for p in linears)]
+    unmatched = [t for t in targets if not any(matches(p, t) for p in linears)]
     if unmatched:
         known = sorted({p.rpartition(".")[2] for p in linears})
         raise UsageError(
             f"no linear layer is called {', '.join(map(repr, unmatched))}",
             hint=f"this model has {', '.join(known)}; or use '{ALL_LINEAR}'",
         )
-    return [p for p in linears if any(_matches(p, t) for t in targets)]
+    return [p for p in linears if any(matches(p, t) for t in targets)]
 
 
 def add_lora(
@@ -115,7 +115,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {p: m for p, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
-def _matches(path: str, target: str) -> bool:
+def matches(path: str, target: str) -> bool:
+    """Return whether `target` names the linear layer at `path`: see `target_paths`."""
     if target == ALL_LINEAR:
         return path.rpartition(".")[2] != HEAD
     return path == target or path.endswith("." + target)

@@ -1,0 +1,30 @@
+"""Random rows, and the batches and steps made of them."""
+
+from functools import partial
+
+import numpy as np
+
+from macai.data.batches import Plan, make_batch
+from macai.data.tokens import Example
+
+PAD = 2
+
+
+def make_examples(*sizes, seed=0):
+    """Random rows of so many tokens, of which so many at the end are learnt."""
+    rng = np.random.default_rng(seed)
+    return [
+        Example(rng.integers(3, 400, n).astype(np.int32), np.arange(n) >= n - learnt, f"r:{i}")
+        for i, (n, learnt) in enumerate(sizes)
+    ]
+
+
+def batch_of(examples, rows=None):
+    rows = tuple(range(len(examples))) if rows is None else tuple(rows)
+    width = -(-max(len(examples[i].ids) for i in rows) // 8) * 8
+    return make_batch(examples, Plan(rows, width), pad_id=PAD)
+
+
+def step_of(examples, *parts):
+    """One step of these micro-batches; without parts, one of all rows."""
+    return [partial(batch_of, examples, rows) for rows in parts or [range(len(examples))]]
