@@ -1,6 +1,7 @@
 """`macai train`: a recipe, a model and data in, an adapter out."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import typer
 if TYPE_CHECKING:
     from macai.recipe import Recipe
     from macai.train.events import Summary
+
+SHOW_CURSOR = b"\x1b[?25h"  # which a live bar hides
 
 
 def train(
@@ -100,15 +103,18 @@ def run_recipe(
 def stop_on_signal() -> Iterator[Callable[[], int | None]]:
     """Turn the first Ctrl-C or SIGTERM into a request, which the function yielded returns.
 
-    A second one interrupts at once: what is on disk is whole all the same.
+    A second one ends the process at once, where an exception would wait for the threads that
+    compute: what is on disk is whole all the same.
     """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
+        # Not print: the signal may have come in the middle of one, which Python refuses.
         if received:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
+            os._exit(128 + number)
         received.append(number)
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        os.write(2, b"stopping after this step; once more to stop at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

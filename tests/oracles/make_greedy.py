@@ -80,8 +80,8 @@ def reply(model: Any, tokenizer: Any, system: str | None, user: str, raw: bool) 
     }
 
 
-def make(folder: Path) -> dict[str, Any]:
-    """Return the golden's content."""
+def make(folder: Path, which: slice = slice(None)) -> dict[str, Any]:
+    """Return the golden's content, of all prompts or of some."""
     import tokenizers
     import torch
     import transformers
@@ -89,7 +89,7 @@ def make(folder: Path) -> dict[str, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        replies = [reply(model, tokenizer, *prompt) for prompt in PROMPTS]
+        replies = [reply(model, tokenizer, *prompt) for prompt in PROMPTS[which]]
     return {
         "script": "tests/oracles/make_greedy.py",
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, tokenizers)},

@@ -1,0 +1,345 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import mlx.core as mx
+import pytest
+
+from macai.models.adapter import WEIGHTS, load_adapter
+from macai.models.load import load_model
+from macai.models.lora import lora_layers
+from macai.recipe import load_recipe
+from macai.train.checkpoint import FILE
+from tests.tiny import tiny_model_dir
+
+SUMMARY = {
+    "adapter",
+    "steps",
+    "epochs",
+    "train_loss",
+    "valid_loss",
+    "best_valid_loss",
+    "real_tokens",
+    "processed_tokens",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "seconds",
+}
+SMALL = ("--set", "batch.tokens=512", "--set", "adapter.rank=4", "--set", "schedule.warmup_steps=2")
+LONG = (*SMALL, "--set", "train.epochs=20", "--set", "train.save_every=0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write(file, *(row(f"Light {n} in the {'big ' * (n % 7)}room", f"on {n}") for n in range(40)))
+    return file
+
+
+def row(question, answer):
+    roles = (("user", question), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in roles]}
+
+
+def write(file, *rows):
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(records):
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "peak_memory_bytes")} for r in records
+    ]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "macai", "train", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_steps(process, out, count):
+    """Return once the run in `out` has logged `count` steps."""
+    deadline = time.monotonic() + 60
+    log = out / "metrics.jsonl"
+    while not log.is_file() or log.read_text().count('"loss"') < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_ends_with_one_line_of_json_and_an_adapter_that_helps(macai, folder, data, tmp_path):
+    out = tmp_path / "new" / "run"
+    result = macai(
+        "train", "lora", "--model", folder, "--data", data, "--out", out, *SMALL,
+        "--set", "optimizer.learning_rate=2e-2", "--json",
+    )  # fmt: skip
+    assert result.code == 0
+    assert result.out.count("\n") == 1
+    summary = json.loads(result.out)
+    assert summary.keys() == SUMMARY
+    assert summary["adapter"] == str(out)
+    assert summary["epochs"] == 3
+    records = logged(out)
+    steps = [r for r in records if "loss" in r]
+    validated = [r["valid_loss"] for r in records if "valid_loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, summary["steps"] + 1))
+    assert summary["best_valid_loss"] == min(validated) <= summary["valid_loss"] == validated[-1]
+    assert summary["best_valid_loss"] < steps[0]["loss"] - 0.5
+    for key in ("real_tokens", "processed_tokens"):
+        assert summary[key] == sum(r[key] for r in steps)
+    assert summary["tokens_per_second"] == pytest.approx(
+        summary["real_tokens"] / sum(r["seconds"] for r in steps)
+    )
+    assert "36 rows to learn from, 4 to check with" in result.err
+    assert "of the tokens computed are real" in result.err
+    assert f"done: {summary['steps']} steps" in result.err
+    assert names(out) == [
+        "adapter_config.json", WEIGHTS, FILE, "metrics.jsonl", "recipe.toml"
+    ]  # fmt: skip
+    loaded = load_model(folder)
+    assert load_adapter(loaded, out).rank == 4
+    assert any(
+        mx.abs(layer.lora_B).max().item() > 0 for layer in lora_layers(loaded.model).values()
+    )
+
+
+def test_without_json_only_the_adapters_folder_is_printed(macai, folder, data, tmp_path):
+    out = tmp_path / "run"
+    result = macai("train", "--model", folder, "--data", data, "--out", out, *SMALL)
+    assert (result.code, result.out) == (0, f"adapter: {out}\n")
+
+
+def test_the_recipe_beside_the_adapter_is_the_one_that_was_run(macai, folder, data, tmp_path):
+    mine, out = tmp_path / "mine.toml", tmp_path / "run"
+    mine.write_text(f"model = {json.dumps(str(folder))}\n[train]\nepochs = 0.5\n")
+    result = macai("train", mine, "--data", data, "--out", out, *SMALL)
+    assert result.code == 0
+    recipe = load_recipe(out / "recipe.toml")
+    assert (recipe.model, recipe.train.epochs, recipe.adapter.rank) == (str(folder), 0.5, 4)
+    again = tmp_path / "again"
+    command = ("train", out / "recipe.toml", "--model", folder, "--data", data, "--out", again)
+    assert macai(*command).code == 0
+    assert (again / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
+
+
+def test_help_ends_with_an_example(macai):
+    result = macai("train", "--help")
+    assert result.code == 0
+    example = "macai train lora --model smollm2-135m --data examples.jsonl --out runs/mine"
+    assert " ".join(result.out.split()).endswith(f"Example: {example}")
+
+
+def refused(macai, folder, data, out, *arguments):
+    """Run, expect exit 1 without a traceback or anything on stdout, and return stderr."""
+    result = macai("train", "--model", folder, "--data", data, "--out", out, *SMALL, *arguments)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: ")
+    assert "Traceback" not in result.err
+    return result.err
+
+
+def test_every_malformed_row_is_listed_with_its_line(macai, folder, tmp_path):
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps(row("a", "b")) + '\n\n{"messages": []}\n{"text": 3}\nnot json\n'
+        )
+    err = refused(macai, folder, tmp_path, tmp_path / "run")
+    for file in (tmp_path / "train.jsonl", tmp_path / "valid.jsonl"):
+        assert f"{file}:3: 'messages' is not a list with turns in it" in err
+        assert f"{file}:4: 'text' is not a string" in err
+        assert f"{file}:5: not valid JSON" in err
+        assert f"{file}:1:" not in err
+    assert "\nhint: a row is " in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_file_is_refused(macai, folder, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n \n")
+    assert f"error: {file}: no rows in it" in refused(macai, folder, file, tmp_path / "run")
+
+
+def test_every_row_over_the_limit_is_listed(macai, folder, data, tmp_path):
+    train = data.rename(tmp_path / "train.jsonl")
+    write(tmp_path / "valid.jsonl", row("short", "yes"))
+    with train.open("a") as f:
+        f.writelines(json.dumps(row("word " * n, "yes")) + "\n" for n in (300, 400))
+    err = refused(macai, folder, tmp_path, tmp_path / "run", "--set", "data.max_length=128")
+    found = [line for line in err.splitlines() if "tokens, over max_length = 128" in line]
+    assert [line.partition(": ")[0].strip() for line in found] == [f"{train}:41", f"{train}:42"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["--set", "adapter.rnak=8"], "unknown key 'rnak'", "did you mean 'rank'?"),
+        (["--set", "train.epochs=many"], "train.epochs", ""),
+        (["lorra"], "no recipe is called 'lorra'", "did you mean 'lora'?"),
+        (["--model", "smollm2-135"], "'smollm2-135' is neither", "did you mean 'smollm2-135m'?"),
+        (["--set", 'adapter.targets=["c_attn"]'], "no linear layer is called 'c_attn'", "q_proj"),
+        (["--data", "gone.jsonl"], "gone.jsonl: no such file or folder", "--data takes"),
+        (["--resume"], "no checkpoint to resume from", "leave --resume out"),
+    ],
+)
+def test_a_wrong_word_is_one_message_with_a_hint(
+    macai, folder, data, tmp_path, arguments, message, hint
+):
+    out = tmp_path / "run"
+    err = refused(macai, folder, data, out, *arguments)
+    first, *rest = err.splitlines()
+    assert message in first
+    assert hint in "\n".join(rest) if hint else True
+    assert not out.exists()
+
+
+def test_without_data_one_is_told_how_to_give_it(macai, folder, tmp_path):
+    result = macai("train", "--model", folder, "--out", tmp_path / "run")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: no data to learn from\nhint: give --data")
+
+
+def test_an_existing_output_is_refused_without_force_and_replaced_with_it(
+    macai, folder, data, tmp_path
+):
+    out = tmp_path / "run"
+    command = ("train", "--model", folder, "--data", data, "--out", out, *SMALL)
+    assert macai(*command, "--set", "train.epochs=1").code == 0
+    before = (out / WEIGHTS).read_bytes()
+    err = refused(macai, folder, data, out)
+    assert err.startswith(f"error: {out} exists already\nhint: ")
+    assert (out / WEIGHTS).read_bytes() == before
+    assert macai(*command, "--set", "train.seed=1", "--force").code == 0
+    assert (out / WEIGHTS).read_bytes() != before
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_an_output_that_cannot_be_a_folder_is_refused(macai, folder, data, tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    err = refused(macai, folder, data, tmp_path / out, "--force")
+    assert f"error: {tmp_path / out}" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_generate_refuses_the_adapter_of_another_base(macai, folder, data, tmp_path):
+    out, other = tmp_path / "run", tiny_model_dir(tmp_path / "other", seed=5)
+    command = ("train", "--model", folder, "--data", data, "--out", out, *SMALL)
+    assert macai(*command, "--set", "train.epochs=0.3").code == 0
+    result = macai("generate", "Hi", "--model", other, "--adapter", out)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        f"error: {out}: trained on another base: its weights differ from those of {other}\n"
+        f"hint: it belongs to '{folder}'\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder, tmp_path_factory):
+    """A long run nothing stops, and its data."""
+    place = tmp_path_factory.mktemp("whole")
+    data, out = place / "rows.jsonl", place / "run"
+    write(data, *(row(f"Light {n} in the {'big ' * (n % 7)}room", f"on {n}") for n in range(40)))
+    process = start("--model", folder, "--data", data, "--out", out, *LONG)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return data, out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(
+    macai, folder, whole_run, tmp_path, number, code
+):
+    data, whole = whole_run
+    out = tmp_path / "run"
+    command = ("--model", folder, "--data", data, "--out", out, *LONG, "--json")
+    process = start(*command)
+    wait_for_steps(process, out, 10)
+    process.send_signal(number)
+    printed, err = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (code, "")
+    assert "stopping after this step; once more to stop at once" in err
+    stopped = len([r for r in logged(out) if "loss" in r])
+    total = len([r for r in logged(whole) if "loss" in r])
+    assert 10 <= stopped < total
+    assert f"stopped after step {stopped}; go on with --resume --out {out}" in err
+    assert (out / FILE).is_file()
+    result = macai("train", *command, "--resume")
+    assert result.code == 0
+    assert f"resumed at step {stopped}" in result.err
+    assert json.loads(result.out)["steps"] == total
+    assert without_times(logged(out)) == without_times(logged(whole))
+    assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    last, expected = (mx.load(str(folder / FILE)) for folder in (out, whole))
+    assert last.keys() == expected.keys()
+    assert all(mx.array_equal(value, expected[name]) for name, value in last.items())
+
+
+def test_a_finished_run_resumed_is_the_same_run(macai, folder, whole_run, tmp_path):
+    data, whole = whole_run
+    out = shutil.copytree(whole, tmp_path / "run")
+    command = ("--model", folder, "--data", data, "--out", out, *LONG, "--json")
+    result = macai("train", *command, "--resume")
+    assert result.code == 0
+    assert json.loads(result.out).keys() == SUMMARY
+    assert logged(out) == logged(whole)
+    assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (["--set", "optimizer.learning_rate=1e-3"], "recipe"),
+        (["--data", "other"], "data"),
+        (["--model", "other"], "base model"),
+    ],
+)
+def test_another_run_is_not_resumed(macai, folder, whole_run, tmp_path, change, what):
+    data, whole = whole_run
+    out = shutil.copytree(whole, tmp_path / "run")
+    if change == ["--data", "other"]:
+        write(tmp_path / "rows.jsonl", *(row(f"Light {n}", "on") for n in range(9)))
+        change = ["--data", tmp_path / "rows.jsonl"]
+    if change == ["--model", "other"]:
+        change = ["--model", tiny_model_dir(tmp_path / "other", seed=5)]
+    result = macai(
+        "train", "--model", folder, "--data", data, "--out", out, *LONG, "--resume", *change
+    )
+    assert (result.code, result.out) == (1, "")
+    assert f"its run had another {what}" in result.err
+    assert logged(out) == logged(whole)
+
+
+def test_a_second_interrupt_stops_at_once_and_leaves_nothing_half_written(folder, data, tmp_path):
+    out = tmp_path / "run"
+    write(data, *(row("word " * 200, f"on {n}") for n in range(64)))  # one step of seconds
+    process = start(
+        "--model", folder, "--data", data, "--out", out, "--set", "batch.tokens=1000000"
+    )
+    for line in process.stderr:
+        if "rows to learn from" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert "once more to stop at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    printed, err = process.communicate(timeout=60)
+    assert (process.returncode, printed, err) == (130, "", "")
+    assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml"]
+    assert logged(out) == []  # not even the step at hand was waited for
