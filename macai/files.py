@@ -11,8 +11,6 @@ from typing import Any
 
 from macai.errors import OutputError
 
-_MLX_WRITE_ERRORS = ("[write]", "[save_safetensors]")  # mx.save_safetensors raises RuntimeError
-
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -53,6 +51,8 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
                 _exchange(temporary, target)
             else:
                 temporary.rename(target)
+    except OutputError as e:  # of a file in it: said under the name it would have had
+        raise OutputError(e.message.replace(str(temporary), str(path)), hint=e.hint) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,12 +93,8 @@ def _exchange(new: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what the system or MLX's writer says about `path` into OutputError."""
+    """Turn what the system says about `path` into OutputError."""
     try:
         yield
     except OSError as e:
         raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from e
-    except RuntimeError as e:
-        if not str(e).startswith(_MLX_WRITE_ERRORS):
-            raise
-        raise OutputError(f"{path}: cannot be written: {e}") from e

@@ -289,6 +289,7 @@ def _write_start(run: _Run) -> None:
         run.out.mkdir(parents=True, exist_ok=True)
         for name in (FILE, METRICS, WEIGHTS, CONFIG):
             (run.out / name).unlink(missing_ok=True)
+        _remove_partial_files(run.out)
     except OSError as e:
         raise OutputError(f"{run.out}: cannot be written: {e.strerror}") from e
     with atomic_file(run.out / RECIPE) as temporary:
@@ -320,11 +321,18 @@ def _resume(run: _Run) -> None:
         )
     restore(checkpoint, run.loaded.model, run.optimizer)
     run.progress = _Progress(**checkpoint.state["progress"])
+    _remove_partial_files(run.out)
     log = run.out / METRICS
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     kept = [line for line in lines if _logged_step(line) <= run.progress.step]
     with atomic_file(log) as temporary:
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _remove_partial_files(out: Path) -> None:
+    """Take away what a killed run was writing, which can be as large as a checkpoint."""
+    for file in out.glob(".*.partial.*"):
+        file.unlink(missing_ok=True)
 
 
 def _logged_step(line: str) -> float:

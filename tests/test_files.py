@@ -8,6 +8,7 @@ import pytest
 
 from macai.errors import OutputError
 from macai.files import atomic_directory, atomic_file, refuse_existing, write_json
+from macai.models.arrays import save_arrays
 
 
 @pytest.fixture
@@ -75,16 +76,18 @@ def test_no_space_left_is_said_in_words(tmp_path, monkeypatch):
     assert content(tmp_path) == {"a.txt": "old"}
 
 
-def test_mlx_writing_to_a_full_disk_is_an_output_error(tmp_path, small_disk):
+def test_arrays_for_a_full_disk_or_a_missing_folder_are_an_output_error(tmp_path, small_disk):
     target = tmp_path / "a.safetensors"
     target.write_text("old")
-    with pytest.raises(OutputError, match=r"cannot be written: .*Unable to write"):  # noqa: SIM117
-        with atomic_file(target) as temporary:
-            mx.save_safetensors(str(temporary), {"a": mx.zeros(1 << 16)})
+    with pytest.raises(OutputError, match=r"a\.safetensors: cannot be written: .*Unable") as caught:
+        save_arrays(target, {"a": mx.zeros(1 << 16)}, {})
+    assert caught.value.hint == "is the disk full?"
+    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
+        save_arrays(target / "deep" / "below", {"a": mx.zeros(1)}, {})
     assert content(tmp_path) == {"a.safetensors": "old"}
 
 
-def test_another_runtime_error_is_not_taken_for_a_full_disk(tmp_path):
+def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(RuntimeError, match="broken"), atomic_file(tmp_path / "a"):
         raise RuntimeError("broken")
 
@@ -140,17 +143,21 @@ def test_an_exception_midway_leaves_the_old_directory_and_nothing_else(tmp_path,
     assert names(tmp_path) == ["model"]
 
 
-def test_a_disk_that_fills_up_leaves_no_directory(tmp_path, small_disk):
-    for writes in (
-        lambda folder: (folder / "part").write_bytes(bytes(1 << 17)),
-        lambda folder: mx.save_safetensors(str(folder / "a"), {"a": mx.zeros(1 << 16)}),
-    ):
-        with (
-            pytest.raises(OutputError, match="cannot be written"),
-            atomic_directory(tmp_path / "new") as temporary,
-        ):
-            writes(temporary)
-        assert names(tmp_path) == []
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.write_bytes(bytes(1 << 17)),
+        lambda file: save_arrays(file, {"a": mx.zeros(1 << 16)}, {}),
+        lambda file: write_json(file, "a" * (1 << 17)),
+    ],
+)
+def test_a_disk_that_fills_up_leaves_no_directory(tmp_path, small_disk, write):
+    target = tmp_path / "new"
+    with pytest.raises(OutputError) as caught, atomic_directory(target) as temporary:
+        write(temporary / "part.safetensors")
+    assert caught.value.message.startswith(str(target))
+    assert ".partial" not in caught.value.message
+    assert names(tmp_path) == []
 
 
 def test_an_existing_directory_is_refused_before_any_work(tmp_path):

@@ -136,10 +136,7 @@ def _save(session: "ChatSession", name: str) -> None:
     if path.exists():
         raise OutputError(f"{path} exists already", hint="choose another name")
     messages = [{"role": m.role, "content": m.content} for m in session.messages]
-    try:
-        write_json(path, {"messages": messages})
-    except OSError as e:  # a file where a folder should be
-        raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
+    write_json(path, {"messages": messages})
     _note(f"{path}: {len(messages)} messages")
 
 

@@ -33,7 +33,7 @@ def quickstart(
         Path, typer.Option(help="The folder for adapter, fused model and report.")
     ] = Path("quickstart"),
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what is in --out, whatever it is.")
+        bool, typer.Option("--force", help="Begin anew in --out, whatever is in it.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

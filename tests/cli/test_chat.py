@@ -13,51 +13,46 @@ from macai.data.rows import read_rows
 from macai.generate.chat import ChatSession
 from macai.generate.text import TextStream
 from macai.models.load import load_model
-from tests.tiny import CONTEXT, tiny_model_dir
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+from tests.tiny import CONTEXT
 
 
 @pytest.fixture
-def talk(macai, folder, monkeypatch):
+def talk(macai, tiny_dir, monkeypatch):
     """Runs `macai chat` with lines on stdin."""
 
     def run(*lines, options=()):
         content = b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        return macai("chat", "--model", folder, "--max-tokens", 10, *options)
+        return macai("chat", "--model", tiny_dir, "--max-tokens", 10, *options)
 
     return run
 
 
-def replies(folder, *texts, **options):
-    session = ChatSession(load_model(folder), max_tokens=10, **options)
+def replies(tiny_dir, *texts, **options):
+    session = ChatSession(load_model(tiny_dir), max_tokens=10, **options)
     return ["".join(session.say(text)) for text in texts]
 
 
-def test_a_script_gets_replies_on_stdout_and_nothing_else(talk, folder):
+def test_a_script_gets_replies_on_stdout_and_nothing_else(talk, tiny_dir):
     result = talk("Hello", "", "And then? 🐋")
     assert result.code == 0
-    assert result.out == "".join(f"{said}\n" for said in replies(folder, "Hello", "And then? 🐋"))
+    assert result.out == "".join(f"{said}\n" for said in replies(tiny_dir, "Hello", "And then? 🐋"))
     assert "> " not in result.err
 
 
-def test_the_system_prompt_is_part_of_the_conversation(talk, folder):
+def test_the_system_prompt_is_part_of_the_conversation(talk, tiny_dir):
     result = talk("Hello", options=("--system", "Be kind."))
-    assert result.out == replies(folder, "Hello", system="Be kind.")[0] + "\n"
+    assert result.out == replies(tiny_dir, "Hello", system="Be kind.")[0] + "\n"
     assert result.out != talk("Hello").out
 
 
-def test_reset_forgets_the_conversation(talk, folder):
+def test_reset_forgets_the_conversation(talk, tiny_dir):
     result = talk("Hello", "/reset", "Hello")
-    assert result.out == 2 * f"{replies(folder, 'Hello')[0]}\n"
+    assert result.out == 2 * f"{replies(tiny_dir, 'Hello')[0]}\n"
     assert "the conversation is forgotten" in result.err
 
 
-def test_quit_leaves_at_once(talk, folder):
+def test_quit_leaves_at_once(talk, tiny_dir):
     assert talk("/quit", "Hello").out == ""
 
 
@@ -73,10 +68,10 @@ def test_an_unknown_command_is_told_and_not_asked(talk):
     assert result.err == "unknown command /sav; /help shows what there is\n"
 
 
-def test_save_writes_a_row_that_training_reads(talk, folder, tmp_path):
+def test_save_writes_a_row_that_training_reads(talk, tiny_dir, tmp_path):
     file = tmp_path / "my talk.json"
     result = talk("Hello", f"/save {file}", options=("--system", "Be kind."))
-    said = replies(folder, "Hello", system="Be kind.")[0]
+    said = replies(tiny_dir, "Hello", system="Be kind.")[0]
     messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert messages == [
         {"role": "system", "content": "Be kind."},
@@ -107,16 +102,16 @@ def test_a_file_that_cannot_be_written_does_not_end_the_conversation(talk, tmp_p
     assert result.out
 
 
-def test_a_full_context_is_told_and_the_conversation_goes_on(talk, folder):
+def test_a_full_context_is_told_and_the_conversation_goes_on(talk, tiny_dir):
     result = talk("word " * CONTEXT, "Hello")
-    assert result.out == replies(folder, "Hello")[0] + "\n"
+    assert result.out == replies(tiny_dir, "Hello")[0] + "\n"
     assert f"the model's context {CONTEXT}" in result.err
     assert "/reset" in result.err
 
 
-def test_bytes_that_are_no_text_do_not_end_the_conversation(talk, folder):
+def test_bytes_that_are_no_text_do_not_end_the_conversation(talk, tiny_dir):
     result = talk(b"ab\xff", "Hello")
-    assert result.out == replies(folder, "Hello")[0] + "\n"
+    assert result.out == replies(tiny_dir, "Hello")[0] + "\n"
     assert "error: the prompt is not valid Unicode at character 3" in result.err
 
 
@@ -149,9 +144,9 @@ def test_an_interrupt_breaks_off_the_reply_and_not_the_program(talk, monkeypatch
 
 
 @pytest.mark.slow
-def test_in_a_terminal_ctrl_c_breaks_off_a_reply_and_ctrl_d_leaves(folder, tmp_path):
+def test_in_a_terminal_ctrl_c_breaks_off_a_reply_and_ctrl_d_leaves(tiny_dir, tmp_path):
     terminal, inside = os.openpty()
-    options = ["--model", str(folder), "--max-tokens", "100000"]
+    options = ["--model", str(tiny_dir), "--max-tokens", "100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "macai", "chat", *options],
         stdin=inside,

@@ -20,26 +20,21 @@ from macai.models.adapter import (
 )
 from macai.models.load import load_model
 from macai.models.lora import add_lora, linear_paths, lora_layers
-from tests.tiny import CONTEXT, tiny_model_dir
+from tests.tiny import CONTEXT
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def endless(folder, tmp_path_factory):
+def endless(tiny_dir, tmp_path_factory):
     """The same model with a context for minutes of talk."""
-    copy = shutil.copytree(folder, tmp_path_factory.mktemp("endless") / "model")
+    copy = shutil.copytree(tiny_dir, tmp_path_factory.mktemp("endless") / "model")
     config = json.loads((copy / "config.json").read_text())
     config["max_position_embeddings"] = 1_000_000
     (copy / "config.json").write_text(json.dumps(config))
     return copy
 
 
-def reply(folder, text, max_tokens, **options):
-    loaded = load_model(folder)
+def reply(tiny_dir, text, max_tokens, **options):
+    loaded = load_model(tiny_dir)
     ids = user_prompt(loaded, text, **options)
     return "".join(token.text for token in generate(loaded, ids, max_tokens=max_tokens))
 
@@ -57,84 +52,86 @@ def start(*arguments, **options):
     )
 
 
-def test_the_reply_and_nothing_else_is_printed(macai, folder):
-    result = macai("generate", "Hello 🐋", "--model", folder, "--max-tokens", 12)
+def test_the_reply_and_nothing_else_is_printed(macai, tiny_dir):
+    result = macai("generate", "Hello 🐋", "--model", tiny_dir, "--max-tokens", 12)
     assert (result.code, result.err) == (0, "")
-    assert result.out == reply(folder, "Hello 🐋", 12) + "\n"
+    assert result.out == reply(tiny_dir, "Hello 🐋", 12) + "\n"
 
 
-def test_system_and_raw_choose_the_prompt(macai, folder):
-    options = ("--model", folder, "--max-tokens", 8)
+def test_system_and_raw_choose_the_prompt(macai, tiny_dir):
+    options = ("--model", tiny_dir, "--max-tokens", 8)
     kind = macai("generate", "Hello", "--system", "Be kind.", *options)
-    assert kind.out == reply(folder, "Hello", 8, system="Be kind.") + "\n"
+    assert kind.out == reply(tiny_dir, "Hello", 8, system="Be kind.") + "\n"
     raw = macai("generate", "Hello", "--raw", *options)
-    assert raw.out == reply(folder, "Hello", 8, raw=True) + "\n"
+    assert raw.out == reply(tiny_dir, "Hello", 8, raw=True) + "\n"
     assert kind.out != raw.out
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 @pytest.mark.parametrize("content", ["Grüße\n", "Grüße\r\n", "\ufeffGrüße"])
-def test_the_prompt_comes_from_stdin(macai, folder, monkeypatch, arguments, content):
+def test_the_prompt_comes_from_stdin(macai, tiny_dir, monkeypatch, arguments, content):
     give_stdin(monkeypatch, content.encode())
-    result = macai("generate", *arguments, "--model", folder, "--max-tokens", 5)
-    assert result.out == reply(folder, "Grüße", 5) + "\n"
+    result = macai("generate", *arguments, "--model", tiny_dir, "--max-tokens", 5)
+    assert result.out == reply(tiny_dir, "Grüße", 5) + "\n"
 
 
-def test_json_is_one_line_with_the_measurements(macai, folder):
-    result = macai("generate", "Hello", "--model", folder, "--max-tokens", 9, "--json")
+def test_json_is_one_line_with_the_measurements(macai, tiny_dir):
+    result = macai("generate", "Hello", "--model", tiny_dir, "--max-tokens", 9, "--json")
     value = json.loads(result.out)
     assert result.out.count("\n") == 1
     speeds = [value.pop(k) for k in ("prompt_tokens_per_second", "tokens_per_second")]
     assert all(speed > 0 for speed in speeds)
     assert value.pop("peak_memory_bytes") > 0
     assert value == {
-        "text": reply(folder, "Hello", 9),
-        "prompt_tokens": len(user_prompt(load_model(folder), "Hello")),
+        "text": reply(tiny_dir, "Hello", 9),
+        "prompt_tokens": len(user_prompt(load_model(tiny_dir), "Hello")),
         "generated_tokens": 9,
         "finish_reason": "length",
     }
 
 
-def test_one_token_alone_has_no_speed(macai, folder):
-    result = macai("generate", "Hello", "--model", folder, "--max-tokens", 1, "--json")
+def test_one_token_alone_has_no_speed(macai, tiny_dir):
+    result = macai("generate", "Hello", "--model", tiny_dir, "--max-tokens", 1, "--json")
     assert json.loads(result.out)["tokens_per_second"] is None
 
 
-def test_a_stop_string_ends_the_reply(macai, folder):
-    whole = reply(folder, "Hello", 20)
+def test_a_stop_string_ends_the_reply(macai, tiny_dir):
+    whole = reply(tiny_dir, "Hello", 20)
     result = macai(
-        "generate", "Hello", "--model", folder, "--stop", "\0", "--stop", whole[5:8], "--json"
+        "generate", "Hello", "--model", tiny_dir, "--stop", "\0", "--stop", whole[5:8], "--json"
     )
     value = json.loads(result.out)
     assert value["text"] == whole[: whole.index(whole[5:8])]
     assert value["finish_reason"] == "stop"
 
 
-def test_a_seed_draws_the_same_reply(macai, folder):
+def test_a_seed_draws_the_same_reply(macai, tiny_dir):
     def draw(*options):
         options = ("--temperature", 1, "--top-p", 0.95, "--max-tokens", 20, *options)
-        return macai("generate", "Hello", "--model", folder, *options).out
+        return macai("generate", "Hello", "--model", tiny_dir, *options).out
 
     assert draw("--seed", 3) == draw("--seed", 3)
     assert draw("--seed", 3) != draw("--seed", 4)
 
 
-def test_an_adapter_changes_the_reply(macai, folder, tmp_path):
-    loaded = load_model(folder)
+def test_an_adapter_changes_the_reply(macai, tiny_dir, tmp_path):
+    loaded = load_model(tiny_dir)
     add_lora(loaded.model, linear_paths(loaded.model), rank=2, alpha=64)
     mx.random.seed(0)
     for layer in lora_layers(loaded.model).values():
         layer["lora_B"] = mx.random.normal(layer["lora_B"].shape)
-    config = AdapterConfig(rank=2, alpha=64, scale=32, dropout=0, base_name=str(folder), base=None)
+    config = AdapterConfig(
+        rank=2, alpha=64, scale=32, dropout=0, base_name=str(tiny_dir), base=None
+    )
     save_adapter_config(loaded, tmp_path, config)
     save_adapter_weights(tmp_path, adapter_weights(loaded))
     ids = user_prompt(loaded, "Hello")
     expected = "".join(token.text for token in generate(loaded, ids, max_tokens=10))
     result = macai(
-        "generate", "Hello", "--model", folder, "--adapter", tmp_path, "--max-tokens", 10
+        "generate", "Hello", "--model", tiny_dir, "--adapter", tmp_path, "--max-tokens", 10
     )
     assert result.out == expected + "\n"
-    assert expected != reply(folder, "Hello", 10)
+    assert expected != reply(tiny_dir, "Hello", 10)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +147,8 @@ def test_an_adapter_changes_the_reply(macai, folder, tmp_path):
         (["Hi", "--adapter", "gone"], "error: gone: no adapter_config.json in it"),
     ],
 )
-def test_what_cannot_be_done_is_one_message(macai, folder, arguments, message):
-    result = macai("generate", *arguments, "--model", folder)
+def test_what_cannot_be_done_is_one_message(macai, tiny_dir, arguments, message):
+    result = macai("generate", *arguments, "--model", tiny_dir)
     assert (result.code, result.out) == (1, "")
     assert message in result.err
 
@@ -159,18 +156,18 @@ def test_what_cannot_be_done_is_one_message(macai, folder, arguments, message):
 @pytest.mark.parametrize(
     "option", [("--max-tokens", "0"), ("--temperature", "-1"), ("--temperature", "nan")]
 )
-def test_numbers_out_of_range_are_wrong_usage(macai, folder, option):
-    assert macai("generate", "Hi", "--model", folder, *option).code == 2
+def test_numbers_out_of_range_are_wrong_usage(macai, tiny_dir, option):
+    assert macai("generate", "Hi", "--model", tiny_dir, *option).code == 2
 
 
-def test_stdin_that_is_no_text_is_refused(macai, folder, monkeypatch):
+def test_stdin_that_is_no_text_is_refused(macai, tiny_dir, monkeypatch):
     give_stdin(monkeypatch, b"ab\xff")
-    result = macai("generate", "--model", folder)
+    result = macai("generate", "--model", tiny_dir)
     assert (result.code, result.out) == (1, "")
     assert "error: the prompt on stdin is not UTF-8 at byte 2" in result.err
 
 
-def test_an_interrupt_ends_the_line_and_exits_with_130(macai, folder, monkeypatch):
+def test_an_interrupt_ends_the_line_and_exits_with_130(macai, tiny_dir, monkeypatch):
     add, left = TextStream.add, iter(range(5))
 
     def interrupted(self, token_id):
@@ -178,9 +175,9 @@ def test_an_interrupt_ends_the_line_and_exits_with_130(macai, folder, monkeypatc
             raise KeyboardInterrupt
         return add(self, token_id)
 
-    expected = reply(folder, "Hello", 20)
+    expected = reply(tiny_dir, "Hello", 20)
     monkeypatch.setattr(TextStream, "add", interrupted)
-    result = macai("generate", "Hello", "--model", folder)
+    result = macai("generate", "Hello", "--model", tiny_dir)
     assert result.code == 130
     assert len(result.out) > 5
     assert result.out.endswith("\n")
@@ -207,10 +204,10 @@ def test_a_reader_that_leaves_is_no_error(endless):
 
 
 @pytest.mark.slow
-def test_without_a_prompt_in_a_terminal_nothing_is_waited_for(folder):
+def test_without_a_prompt_in_a_terminal_nothing_is_waited_for(tiny_dir):
     terminal, stdin = os.openpty()
     try:
-        process = start("--model", folder, stdin=stdin)
+        process = start("--model", tiny_dir, stdin=stdin)
         out, err = process.communicate(timeout=60)
     finally:
         os.close(terminal)

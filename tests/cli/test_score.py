@@ -8,15 +8,10 @@ from macai.generate.batch import Reply
 from macai.generate.decode import generate
 from macai.generate.prompt import chat_prompt
 from macai.models.load import load_model
-from tests.tiny import CONTEXT, tiny_model_dir
+from tests.tiny import CONTEXT
 
 LIGHT = '{"intent":"light.on","room":"kitchen"}'
 ALARM = '{"intent":"alarm.set","time":"06:30"}'
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -50,15 +45,15 @@ def answer_with(monkeypatch, *texts):
     monkeypatch.setattr(batch, "generate_batch", prepared)
 
 
-def test_the_replies_are_the_models_own(macai, folder, data, tmp_path):
+def test_the_replies_are_the_models_own(macai, tiny_dir, data, tmp_path):
     replies = tmp_path / "replies.jsonl"
     result = macai(
-        "score", "--model", folder, "--data", data, "--max-tokens", 9, "--replies", replies
+        "score", "--model", tiny_dir, "--data", data, "--max-tokens", 9, "--replies", replies
     )
     assert result.code == 0
     assert "exact match    0.0%" in result.out
     assert "replies: 4 of 4" in result.err
-    loaded = load_model(folder)
+    loaded = load_model(tiny_dir)
     messages = [
         Message(role="system", content="You answer with JSON."),
         Message(role="user", content="Wake me at half past six"),
@@ -74,9 +69,9 @@ def test_the_replies_are_the_models_own(macai, folder, data, tmp_path):
     }
 
 
-def test_the_table_shows_rates_with_their_intervals(macai, folder, data, monkeypatch):
+def test_the_table_shows_rates_with_their_intervals(macai, tiny_dir, data, monkeypatch):
     answer_with(monkeypatch, LIGHT, '{"intent":"alarm.set","time":"07:30"}', "light", LIGHT)
-    result = macai("score", "--model", folder, "--data", data)
+    result = macai("score", "--model", tiny_dir, "--data", data)
     assert result.out == (
         "exact match   25.0%    4.6% to  69.9%  1 of 4\n"
         "intent        75.0%   30.1% to  95.4%  3 of 4\n"
@@ -85,9 +80,9 @@ def test_the_table_shows_rates_with_their_intervals(macai, folder, data, monkeyp
     )
 
 
-def test_json_is_one_line_with_the_whole_score(macai, folder, data, monkeypatch):
+def test_json_is_one_line_with_the_whole_score(macai, tiny_dir, data, monkeypatch):
     answer_with(monkeypatch, LIGHT, ALARM)
-    result = macai("score", "--model", folder, "--data", data, "--limit", 2, "--json")
+    result = macai("score", "--model", tiny_dir, "--data", data, "--limit", 2, "--json")
     assert result.out.count("\n") == 1
     value = json.loads(result.out)
     assert value["rows"] == 2
@@ -95,12 +90,12 @@ def test_json_is_one_line_with_the_whole_score(macai, folder, data, monkeypatch)
     assert value["slot_f1"] == 1.0
 
 
-def test_rows_without_a_reply_are_all_named(macai, folder, tmp_path):
+def test_rows_without_a_reply_are_all_named(macai, tiny_dir, tmp_path):
     file = tmp_path / "odd.jsonl"
     unanswered = chat("Light", LIGHT)
     unanswered["messages"].append({"role": "user", "content": "Thanks"})
     write(file, {"text": "no chat"}, chat("Light", LIGHT), unanswered)
-    result = macai("score", "--model", folder, "--data", file)
+    result = macai("score", "--model", tiny_dir, "--data", file)
     assert (result.code, result.out) == (1, "")
     assert f"{file}:1" in result.err
     assert f"{file}:3" in result.err
@@ -124,9 +119,9 @@ def test_a_file_of_replies_is_not_replaced(macai, data, tmp_path):
     assert replies.read_text() == "mine"
 
 
-def test_a_question_over_the_context_is_told(macai, folder, tmp_path):
+def test_a_question_over_the_context_is_told(macai, tiny_dir, tmp_path):
     file = tmp_path / "long.jsonl"
     write(file, chat("word " * CONTEXT, LIGHT))
-    result = macai("score", "--model", folder, "--data", file)
+    result = macai("score", "--model", tiny_dir, "--data", file)
     assert result.code == 1
     assert f"the model's context {CONTEXT}" in result.err

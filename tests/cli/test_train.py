@@ -8,6 +8,8 @@ import time
 import mlx.core as mx
 import pytest
 
+from macai.catalog import find_recipe
+from macai.cli.train import run_recipe
 from macai.models.adapter import WEIGHTS, load_adapter
 from macai.models.load import load_model
 from macai.models.lora import lora_layers
@@ -257,9 +259,8 @@ def whole_run(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     data, out = place / "rows.jsonl", place / "run"
     write(data, *(row(f"Light {n} in the {'big ' * (n % 7)}room", f"on {n}") for n in range(40)))
-    process = start("--model", folder, "--data", data, "--out", out, *LONG)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    changes = [f"model={json.dumps(str(folder))}", *LONG[1::2]]
+    run_recipe(load_recipe(find_recipe("lora"), changes), data=data, out=out)
     return data, out
 
 
@@ -333,9 +334,8 @@ def test_a_second_interrupt_stops_at_once_and_leaves_nothing_half_written(folder
     process = start(
         "--model", folder, "--data", data, "--out", out, "--set", "batch.tokens=1000000"
     )
-    for line in process.stderr:
-        if "rows to learn from" in line:
-            break
+    assert "rows to learn from" in process.stderr.readline()
+    wait_for_steps(process, out, 0)
     process.send_signal(signal.SIGINT)
     assert "once more to stop at once" in process.stderr.readline()
     process.send_signal(signal.SIGINT)

@@ -397,7 +397,8 @@ def test_labels_of_a_real_model_are_those_of_its_rendered_text(smollm2):
     """Each match of the pattern in the rendered text, tokenised by itself, is what is learnt."""
     tokenizer = smollm2.tokenizer
     for row in CHATS.values():
-        if any("<|im" in m.content for m in row.messages):
+        # A space at the beginning is one token with the line's end before it, which no one learns.
+        if any("<|im" in m.content or m.content[0].isspace() for m in row.messages):
             continue
         example = tokenise(row, tokenizer)
         turns = [{"role": m.role, "content": m.content} for m in row.messages]
