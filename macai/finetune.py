@@ -317,7 +317,7 @@ def _resume(run: _Run) -> None:
     if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
         raise TrainingError(
             f"{run.out}: its run had another {' and '.join(different)}",
-            hint=f"{run.out / RECIPE} says which; or start anew without --resume",
+            hint=f"{run.out / RECIPE} says which; or start anew with --force instead",
         )
     restore(checkpoint, run.loaded.model, run.optimizer)
     run.progress = _Progress(**checkpoint.state["progress"])
@@ -350,8 +350,9 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
         digest.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
     decisive["train"] = {k: v for k, v in decisive["train"].items() if k != "save_every"}
+    numbers = json.loads(json.dumps(decisive), parse_int=float)  # 2 epochs are 2.0 epochs
     return {
-        "recipe": hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
+        "recipe": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
         "base model": base.weights,
         "data": digest.hexdigest(),
     }
