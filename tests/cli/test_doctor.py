@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import macai as package
+from macai.bench import machine
+from macai.bench.machine import PACKAGES
 from macai.cli import doctor
 
 
@@ -57,7 +59,7 @@ def test_the_text_has_the_same_and_what_does_not_work_here(macai, monkeypatch, h
 def report():
     """What doctor found on a Mac where all is well."""
     return {
-        "versions": dict.fromkeys(doctor._PACKAGES, "1.0"),
+        "versions": dict.fromkeys(PACKAGES, "1.0"),
         "mlx": {"backend": "metal", "device": "gpu", "chip": "M9", "matmul_gflops": 9000.0},
         "blas": {"found": False, "reason": "only Linux needs one"},
         "coremltools": {"libmodelpackage": "ok"},
@@ -134,7 +136,7 @@ def test_a_library_that_is_no_library_is_told(tmp_path):
 
 def test_something_essential_missing_exits_with_1(macai, monkeypatch):
     monkeypatch.setattr(doctor, "_ESSENTIAL", ("mlx", "no-such-package"))
-    monkeypatch.setattr(doctor, "_PACKAGES", (*doctor._PACKAGES, "no-such-package"))
+    monkeypatch.setattr(machine, "PACKAGES", (*PACKAGES, "no-such-package"))
     result = macai("doctor")
     assert result.code == 1
     assert "broken: no-such-package is not installed: install it: pip" in result.out

@@ -95,12 +95,15 @@ def chatml_labels(row, tokenizer):
     parts = []
     for m in row.messages:
         learn = m.role == "assistant" and m.train
-        parts += [(f"<|im_start|>{m.role}\n", False), (f"{m.content}<|im_end|>", learn), ("\n", 0)]
+        head, said = f"<|im_start|>{m.role}\n", f"{m.content}<|im_end|>"
+        # The header's newline and spaces after it may be one token: cut only where labels change.
+        parts += [(head, False), (said, True)] if learn else [(head + said, False)]
+        parts.append(("\n", False))
     ids, mask = [], []
     for text, learn in parts:
         new = tokenizer.encode(text, add_special_tokens=False)
         ids += new
-        mask += [bool(learn)] * len(new)
+        mask += [learn] * len(new)
     return ids, mask
 
 

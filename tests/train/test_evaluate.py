@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from macai.models.workers import workers
 from macai.train.evaluate import mean_loss
 from macai.train.loss import _picked, next_token_loss
-from macai.train.workers import workers
 from tests.train.cases import PAD, batch_of, make_examples
 
 # The first rows are short and hardly learnt: a mean over batches is far from one over tokens.

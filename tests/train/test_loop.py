@@ -8,9 +8,9 @@ import pytest
 
 from macai.errors import TrainingError
 from macai.models.arrays import named_arrays
+from macai.models.workers import workers
 from macai.train.loop import train
 from macai.train.loss import _picked, next_token_loss
-from macai.train.workers import workers
 from tests.train.cases import batch_of, make_examples, step_of
 
 # Very unequal parts: 60 learnt tokens in one, 1 to 3 in the others.

@@ -52,7 +52,7 @@ Value = tuple[str, str | int]
 
 
 def split_of_number(number: int) -> str:
-    """Divide 0 to 100 so that each digit occurs in every split in either place."""
+    """Divide numbers from 0 so that each digit occurs in every split in either place."""
     residue = (3 * (number // 10) + number % 10) % 10
     return "test" if residue in {0, 4, 7} else "valid" if residue in {2, 8} else "train"
 
@@ -92,7 +92,7 @@ def say_time(hour: int, minute: int, rng: random.Random, *, short: bool) -> str:
     face, after = hour % 12 or 12, hour > 12
     digits = f"{face}{rng.choice(':::.')}{minute:02d}" if minute else str(face)
     # Adding twelve is the hard part of the task: a minority of the times ask for it.
-    if after and rng.random() < 0.5:
+    if after and rng.random() < 0.6:
         return f"{hour}:{minute:02d}"
     part = "evening" if hour > 17 else "afternoon" if after else "morning"
     suffixes = [" pm", "pm"] if hour >= 12 else [" am", "am"]
@@ -137,7 +137,7 @@ def faces(split: str, hours: range) -> list[tuple[int, int]]:
 
 
 def durations(split: str) -> list[tuple[str, int]]:
-    limits = {"s": range(10, 100, 5), "m": range(2, 61), "h": range(2, 13)}
+    limits = {"s": range(5, 125, 5), "m": range(2, 61), "h": range(2, 13)}
     limits |= {f"{hours}h": range(5, 60, 5) for hours in (1, 2, 3)}
     return [(kind, n) for kind, span in limits.items() for n in span if split_of_number(n) == split]
 

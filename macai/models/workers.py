@@ -1,14 +1,14 @@
-"""Several micro-batches computed at the same time on the CPU backend.
+"""Several batches computed at the same time on the CPU backend.
 
 MLX runs one operation after the other there, and only its matrix products use more than one core;
-softmax, SiLU and the rest, half of the time, use one. So on a CPU each micro-batch gets a thread,
-and each thread its share of the cores for matrix products. A GPU needs none of this.
+softmax, SiLU and the rest, a third of the time and more, use one. So on a CPU each batch gets a
+thread, and each thread its share of the cores for matrix products. A GPU needs none of this.
 """
 
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ MOST = 4  # more threads would make the pieces too small for an efficient matrix
 
 
 def worker_count() -> int:
-    """Return how many micro-batches to compute at once on this machine: 1 on a GPU."""
+    """Return how many batches to compute at once on this machine: 1 on a GPU."""
     if mx.default_device() != mx.cpu or not load_fast_blas().found:
         return 1
     return min(MOST, len(os.sched_getaffinity(0)))
@@ -34,6 +34,7 @@ class Workers:
         # Building a graph changes the model for a moment (gradients are traced through it), and
         # draws from MLX's random state: one thread at a time.
         self.building = threading.Lock()
+        self.cancelled = threading.Event()
 
     def map(self, build: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Yield `build(item)`, evaluated, for each item in order."""
@@ -45,6 +46,25 @@ class Workers:
             return result
 
         return map(compute, items) if self.pool is None else self.pool.map(compute, items)
+
+    def run(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Yield `work(item)` for each item in order, where work evaluates and builds as it likes.
+
+        It must leave the model as it is, and call `check` often.
+        """
+        if self.pool is None:
+            yield from map(work, items)
+            return
+        try:
+            yield from self.pool.map(work, items)
+        except BaseException:
+            self.cancelled.set()  # or Ctrl-C would wait for every thread's last item
+            raise
+
+    def check(self) -> None:
+        """Raise CancelledError in a thread whose result nobody waits for any more."""
+        if self.cancelled.is_set():
+            raise CancelledError
 
 
 @contextmanager

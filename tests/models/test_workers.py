@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from macai.models.blas import load_fast_blas, set_blas_threads
-from macai.train.workers import MOST, Workers, worker_count, workers
+from macai.models.workers import MOST, Workers, worker_count, workers
 
 
 def test_results_come_in_the_order_of_the_items_whatever_takes_longest():
@@ -87,7 +87,7 @@ def test_a_process_that_ends_right_after_ends_well():
     code = """
 import macai.models
 import mlx.core as mx
-from macai.train.workers import workers
+from macai.models.workers import workers
 with workers(2) as pool:
     print(sum(x.item() for x in pool.map(lambda i: mx.ones((64, 64)).sum() * i, range(8))))
 """
