@@ -35,6 +35,7 @@ from macai.models.arrays import named_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
+from macai.models.swiglu import fast_swiglu
 from macai.models.workers import Workers, worker_count, workers
 from macai.recipe import Recipe, dumps
 from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
@@ -120,7 +121,7 @@ def finetune(
     else:
         _write_start(run)
     yield _started(run, sets)
-    with workers(run.workers) as run.pool:
+    with fast_swiglu(loaded.model), workers(run.workers) as run.pool:
         yield from _steps(run, should_stop)
 
 

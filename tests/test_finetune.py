@@ -331,7 +331,7 @@ def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, dat
             best.clear()
             best.update(bits(adapter_weights(loaded)))
 
-    recipe = small(rate=0.05, schedule="constant", epochs=8, eval_every=4, dropout=0.0)
+    recipe = small(rate=0.3, schedule="constant", epochs=8, eval_every=4, dropout=0.0)
     events = run(recipe, out, each=note_best)
     validated, summary = of_type(events, Validated), events[-1]
     assert not validated[-1].best

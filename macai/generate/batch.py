@@ -10,6 +10,7 @@ import mlx.nn as nn
 from macai.generate.decode import FinishReason, generate, token_limit
 from macai.generate.text import decode
 from macai.models.load import LoadedModel
+from macai.models.swiglu import fast_swiglu
 from macai.models.workers import worker_count, workers
 
 BATCH_ROWS = 64
@@ -63,7 +64,7 @@ def generate_batch(
     batches = list(_batches(lengths, most=_rows(len(prompts), count)))
     ended = [0] * len(batches)
     replies: dict[int, Reply] = {}
-    with workers(count) as pool:
+    with fast_swiglu(loaded.model), workers(count) as pool:
 
         def reply(number: int) -> list[list[int]]:
             def report(rows: int) -> None:
