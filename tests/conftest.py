@@ -13,7 +13,6 @@ from macai.models.fetch import extract_member, fetch_wheel
 from macai.models.load import LoadedModel, load_model
 from tests.tiny import tiny_model_dir
 
-
 # A shell starts background jobs with SIGINT ignored, and children inherit that: they must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
