@@ -34,11 +34,19 @@ def convert(
     from macai.files import atomic_directory
 
     if not source.exists():
-        raise ModelError(f"{source}: no such file or folder")
+        raise ModelError(f"{source}: no such file or folder", hint=_hint(source))
     converter = _choose(source, name)
     with reporting() as progress, atomic_directory(out, force=force) as folder:
         converter.convert(source, folder, dtype, progress)
     _print_result(out, converter, as_json=as_json)
+
+
+def _hint(source: Path) -> str | None:
+    from macai.catalog import MODELS
+
+    if str(source) not in MODELS:
+        return None
+    return f"a model of the catalogue needs no converting: macai generate --model {source} hello"
 
 
 def _choose(source: Path, name: str | None) -> Converter:

@@ -146,7 +146,9 @@ def _end_of_turn(tokenizer: Any) -> set[int]:
     except Exception:  # a template may refuse such a conversation; then it tells nothing
         return set()
     after = tokenizer.encode(text.rpartition(mark)[2].lstrip(), add_special_tokens=False)
-    return {after[0]} & set(tokenizer.all_special_ids) if after else set()
+    # Not `all_special_ids`: they are those with a role, which Gemma's <end_of_turn> has not.
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {after[0]} & special if after else set()
 
 
 def _read_json(file: Path) -> dict[str, Any]:

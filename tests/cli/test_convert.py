@@ -75,3 +75,11 @@ def test_an_unknown_converter_is_named(macai, source):
         "error: no converter is called 'ggfu', and no .py file is there",
         "hint: did you mean 'gguf'?",
     ]
+
+
+def test_a_name_of_the_catalogue_needs_no_converting_and_is_told_so(macai, source):
+    result = macai("convert", "smollm2-135m", "--out", "out")
+    assert result.code == 1
+    assert "hint: a model of the catalogue needs no converting: macai generate" in result.err
+    assert "hint" not in macai("convert", "absent", "--out", "out").err
+    assert not Path("out").exists()

@@ -164,6 +164,15 @@ def test_a_template_that_refuses_a_conversation_does_not_stop_the_model_from_ope
     assert load_model(folder).eos_token_ids
 
 
+def test_a_special_token_without_a_role_after_the_answer_is_an_end(folder):
+    template = "{% for m in messages %}{{ m['content'] }}<|im_start|>{% endfor %}"
+    change(folder / "tokenizer_config.json", chat_template=template, bos_token="<|im_end|>")
+    loaded = load_model(folder)
+    mark = loaded.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert mark not in loaded.tokenizer.all_special_ids
+    assert loaded.eos_token_ids == {loaded.tokenizer.eos_token_id, mark}
+
+
 def test_a_plain_word_after_the_answer_is_no_end(folder):
     change(
         folder / "tokenizer_config.json",
