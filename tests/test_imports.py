@@ -52,12 +52,13 @@ except SystemExit as e:
     assert modules & HEAVY == set()
 
 
-def test_the_package_itself_imports_nothing_but_what_loads_the_blas():
+def test_the_package_itself_imports_only_what_loads_the_blas_and_sets_up_malloc():
     added = modules_after("import macai") - modules_after("")
     assert {m for m in added if m.startswith("macai")} == {
         "macai",
         "macai.models",
         "macai.models.blas",
+        "macai.models.heap",
     }
     assert added & HEAVY == set()
 
