@@ -111,10 +111,12 @@ def finetune(
         refuse_existing(out, force=force)
     tokenizer, limits = loaded.tokenizer, recipe.data
     read = read_splits(data)
-    sets = [
-        prepare(rows, tokenizer, max_length=limits.max_length, truncation=limits.truncation)
-        for rows in (read.train, read.valid)
-    ]
+    sets = prepare(
+        [read.train, read.valid],
+        tokenizer,
+        max_length=limits.max_length,
+        truncation=limits.truncation,
+    )
     run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out)
     if resume:
         _resume(run)

@@ -344,8 +344,8 @@ def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, dat
     load_adapter(loaded, out)
     rows = finetune_module.read_splits(data).valid
     examples = finetune_module.prepare(
-        rows, loaded.tokenizer, max_length=1024, truncation="error"
-    ).examples
+        [rows], loaded.tokenizer, max_length=1024, truncation="error"
+    )[0].examples
     logits = logits_for(load_model(tiny_dir).model)
     *_, (_, _, loss) = mean_loss(
         loaded.model, examples, logits=logits, tokens=999, pad_id=0, pool=None
@@ -422,8 +422,9 @@ def test_rows_left_out_or_cut_are_counted(run, tmp_path):
         recipe = small(data=limits, epochs=0.1)
         return run(recipe, tmp_path / truncation)[0]
 
-    with pytest.raises(DataError, match="over max_length = 40"):
+    with pytest.raises(DataError, match=r"(?s)train.*over max_length = 40.*valid.*over") as caught:
         started("error")
+    assert "data.truncation" in str(caught.value.hint)
     dropped, cut = started("drop"), started("keep-end")
     assert dropped.dropped_rows + dropped.train_rows + dropped.valid_rows == 25
     assert dropped.dropped_rows == cut.shortened_rows > 0

@@ -103,10 +103,10 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def bad_rows(problems: Sequence[str]) -> DataError:
-    """Return the error that lists every bad row."""
+def bad_rows(problems: Sequence[str], *, hint: str | None = None) -> DataError:
+    """Return the error that lists every bad row; the usual hint shows the forms of a row."""
     count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-    return DataError("\n  ".join([f"{count}:", *problems]), hint=_FORMS)
+    return DataError("\n  ".join([f"{count}:", *problems]), hint=hint or _FORMS)
 
 
 _FORMS = (

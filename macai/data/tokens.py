@@ -13,7 +13,12 @@ from macai.errors import DataError
 
 Truncation = Literal["error", "drop", "split", "keep-end"]
 
+_SHORTEN = "raise data.max_length, or set data.truncation to drop, split or keep-end"
 _MARK = "\x01"  # a character that no template and no row has a reason to hold
+
+
+class _TooLongError(ValueError):
+    """A row over the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,12 @@ class Prepared:
 
 
 def prepare(
-    rows: Sequence[Row], tokenizer: Any, *, max_length: int, truncation: Truncation
-) -> Prepared:
-    """Tokenise every row and apply the limit.
+    splits: Sequence[Sequence[Row]], tokenizer: Any, *, max_length: int, truncation: Truncation
+) -> list[Prepared]:
+    """Tokenise every row and apply the limit; one result for each split.
 
     Args:
-        rows: From `macai.data.rows`.
+        splits: The rows of each, from `macai.data.rows`.
         tokenizer: mlx-lm's TokenizerWrapper.
         max_length: Tokens; the limit of one example.
         truncation: What happens to a longer row: an "error" naming all such rows, "drop" it,
@@ -58,27 +63,41 @@ def prepare(
             stays. Pieces with nothing to learn are dropped.
 
     Raises:
-        DataError: rows that cannot be tokenised, rows over the limit, or rows with nothing learnt.
+        DataError: rows that cannot be tokenised, rows over the limit, or rows with nothing learnt:
+            those of all splits at once.
     """
+    problems: dict[str, ValueError] = {}
+    prepared = [_prepare(rows, tokenizer, max_length, truncation, problems) for rows in splits]
+    if problems:
+        too_long = all(isinstance(e, _TooLongError) for e in problems.values())
+        raise bad_rows(list(problems), hint=_SHORTEN if too_long else None)
+    if not all(split.examples for split in prepared):
+        raise DataError(
+            "no row is left to learn from", hint=f"all are over max_length = {max_length} tokens"
+        )
+    return prepared
+
+
+def _prepare(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    max_length: int,
+    truncation: Truncation,
+    problems: dict[str, ValueError],
+) -> Prepared:
+    """Turn the rows of one split into examples, and add what is wrong with them to `problems`."""
     examples: list[Example] = []
-    problems: list[str] = []
     dropped = shortened = 0
     for row in rows:
         try:
             whole = tokenise(row, tokenizer)
             pieces = _fit(whole, max_length, truncation)
         except ValueError as e:
-            problems.append(f"{row.source}: {e}")
+            problems[f"{row.source}: {e}"] = e
             continue
         dropped += not pieces
         shortened += bool(pieces) and len(whole.ids) > max_length
         examples.extend(pieces)
-    if problems:
-        raise bad_rows(problems)
-    if not examples:
-        raise DataError(
-            "no row is left to learn from", hint=f"all are over max_length = {max_length} tokens"
-        )
     return Prepared(examples, dropped, shortened)
 
 
@@ -226,7 +245,7 @@ def _fit(example: Example, max_length: int, truncation: Truncation) -> list[Exam
     if length <= max_length:
         return [example]
     if truncation == "error":
-        raise ValueError(f"{length} tokens, over max_length = {max_length}")
+        raise _TooLongError(f"{length} tokens, over max_length = {max_length}")
     if truncation == "drop":
         return []
     starts = [length - max_length] if truncation == "keep-end" else range(0, length, max_length)

@@ -258,7 +258,7 @@ def test_a_template_that_leaves_out_what_the_assistant_says_is_refused(with_temp
 def test_what_a_template_refuses_is_a_bad_row_and_not_a_crash(with_template):
     tokenizer = with_template("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(DataError, match=r"rows.jsonl:1: the chat template refuses it: roles must"):
-        prepare([chat("a", "b")], tokenizer, max_length=99, truncation="error")
+        prepare([[chat("a", "b")]], tokenizer, max_length=99, truncation="error")
 
 
 def test_a_chat_needs_a_template(with_template):
@@ -302,7 +302,7 @@ def rows_of(*said):
 
 
 def fit(rows, tokenizer, truncation, max_length=24):
-    return prepare(rows, tokenizer, max_length=max_length, truncation=truncation)
+    return prepare([rows], tokenizer, max_length=max_length, truncation=truncation)[0]
 
 
 def test_every_row_over_the_limit_is_listed_with_its_length(tokenizer):
