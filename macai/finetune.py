@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from macai.data.batches import Batch, Plan, make_batch, plan_epoch
+from macai.data.batches import Batch, Plan, make_batch, plan_epoch, shared_prefix
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared, prepare
 from macai.errors import OutputError, TrainingError
@@ -35,8 +35,8 @@ from macai.models.arrays import named_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
+from macai.models.prefix import can_share_prefix
 from macai.models.swiglu import fast_swiglu
-from macai.models.workers import Workers, worker_count, workers
 from macai.recipe import Recipe, dumps
 from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
 from macai.train.evaluate import mean_loss
@@ -47,6 +47,8 @@ from macai.train.schedule import learning_rate
 
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
+LEAST_PREFIX = 8  # tokens, and rows of a micro-batch: with fewer, computing a shared prefix in a
+LEAST_ROWS = 4  #   pass of its own costs more than it saves
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,8 +80,7 @@ class _Run:
     steps: int
     steps_per_epoch: int
     fingerprint: dict[str, str]
-    workers: int
-    pool: Workers | None = None
+    prefix: int = 0
     progress: _Progress = field(default_factory=_Progress)
 
 
@@ -123,7 +124,7 @@ def finetune(
     else:
         _write_start(run)
     yield _started(run, sets)
-    with fast_swiglu(loaded.model), workers(run.workers) as run.pool:
+    with fast_swiglu(loaded.model):
         yield from _steps(run, should_stop)
 
 
@@ -143,9 +144,11 @@ def _set_up(
         seed=recipe.train.seed,
     )
     # MLX leaves Adam's bias correction off by default; the papers and PyTorch have it on.
+    options = recipe.optimizer
     optimizer = optim.AdamW(
-        learning_rate=recipe.optimizer.learning_rate,
-        weight_decay=recipe.optimizer.weight_decay,
+        learning_rate=options.learning_rate,
+        betas=[options.beta1, options.beta2],
+        weight_decay=options.weight_decay,
         bias_correction=True,
     )
     optimizer.init(loaded.model.trainable_parameters())
@@ -161,13 +164,27 @@ def _set_up(
         optimizer=optimizer,
         steps=0,
         steps_per_epoch=0,
-        workers=worker_count(),
         fingerprint=_fingerprint(recipe, base, [*train, *valid]),
     )
+    run.prefix = _prefix(run)
     # The sorted widths of the rows decide where steps are cut, so every epoch has as many steps.
     run.steps_per_epoch = len(_plan(run, epoch=0))
     run.steps = max(1, round(recipe.train.epochs * run.steps_per_epoch))
     return run
+
+
+def _prefix(run: _Run) -> int:
+    """Return how many tokens to compute once for all rows of a micro-batch; 0 if it does not pay.
+
+    With dropout each row has a mask of its own, from its first token on.
+    """
+    prefix = shared_prefix([*run.train, *run.valid])
+    if prefix < LEAST_PREFIX or run.recipe.adapter.dropout:
+        return 0
+    micro_batches = sum(len(step) for step in _plan(run, epoch=0))
+    if len(run.train) < LEAST_ROWS * micro_batches or not can_share_prefix(run.loaded.model):
+        return 0
+    return prefix
 
 
 def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
@@ -188,7 +205,6 @@ def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
         max_grad_norm=options.max_grad_norm,
         seed=run.recipe.train.seed,
         first_step=progress.step,
-        pool=run.pool,
     )
     every, save_every = run.recipe.train.eval_every, run.recipe.train.save_every
     every = every or run.steps_per_epoch
@@ -221,9 +237,9 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
         run.loaded.model,
         run.valid,
         logits=run.logits,
-        tokens=run.recipe.batch.tokens // run.workers,
+        tokens=run.recipe.batch.tokens,
         pad_id=run.pad_id,
-        pool=run.pool,
+        prefix=run.prefix,
     )
     loss = math.nan
     for done, total, mean in events:
@@ -247,9 +263,9 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
 def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
     batch = run.recipe.batch
     return plan_epoch(
-        [len(e.ids) for e in run.train],
+        [e.read_tokens - run.prefix for e in run.train],
         tokens=batch.tokens,
-        micro_tokens=batch.micro_tokens or -(-batch.tokens // run.workers),
+        micro_tokens=batch.micro_tokens or batch.tokens,
         seed=run.recipe.train.seed,
         epoch=epoch,
     )
@@ -263,7 +279,10 @@ def _micro_batches(run: _Run) -> Iterator[Sequence[Callable[[], Batch]]]:
         if done == 0:
             run.progress.epoch_loss, run.progress.epoch_learnt = 0.0, 0
         for plans in _plan(run, epoch)[done : done + run.steps - step]:
-            yield [partial(make_batch, run.train, p, pad_id=run.pad_id) for p in plans]
+            yield [
+                partial(make_batch, run.train, p, pad_id=run.pad_id, prefix=run.prefix)
+                for p in plans
+            ]
             step += 1
 
 
@@ -373,7 +392,9 @@ def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
         steps=run.steps,
         steps_per_epoch=run.steps_per_epoch,
         first_step=run.progress.step,
-        real_share=sum(len(e.ids) for e in run.train) / sum(p.padded_tokens for p in plans),
+        shared_prefix=run.prefix,
+        real_share=sum(e.read_tokens - run.prefix for e in run.train)
+        / sum(p.padded_tokens for p in plans),
     )
 
 

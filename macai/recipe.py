@@ -72,12 +72,17 @@ class Optimizer:
     Attributes:
         name: The update rule.
         learning_rate: Peak step size, which the schedule scales.
+        beta1: Decay of AdamW's mean of gradients.
+        beta2: Decay of its mean of squared gradients: 0.999 averages over about a thousand steps,
+            so a run of fewer keeps the large gradients of its first steps in mind throughout.
         weight_decay: Share of a weight that is taken off a step, times the learning rate.
         max_grad_norm: L2 norm over all gradients above which they are scaled down; 0 never does.
     """
 
     name: Literal["adamw"] = "adamw"
     learning_rate: float = _number(2e-4, 0, low_included=False)
+    beta1: float = _number(0.9, 0, 1, high_included=False)
+    beta2: float = _number(0.999, 0, 1, high_included=False)
     weight_decay: float = _number(0.0, 0)
     max_grad_norm: float = _number(1.0, 0)
 

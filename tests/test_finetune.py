@@ -323,7 +323,7 @@ def test_every_validation_scores_the_same_rows(run, tmp_path):
     assert [v.best for v in validated] == [True] + [False] * 15
 
 
-def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, data):
+def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, data, monkeypatch):
     out, best = tmp_path / "run", {}
 
     def note_best(event, loaded):
@@ -331,7 +331,15 @@ def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, dat
             best.clear()
             best.update(bits(adapter_weights(loaded)))
 
-    recipe = small(rate=0.3, schedule="constant", epochs=8, eval_every=4, dropout=0.0)
+    validations = []
+
+    def worse_from_the_third_on(*args, **options):
+        validations.append(args)
+        for done, total, loss in mean_loss(*args, **options):
+            yield done, total, loss + 9 * (len(validations) > 2)
+
+    monkeypatch.setattr(finetune_module, "mean_loss", worse_from_the_third_on)
+    recipe = small(epochs=2, eval_every=4, dropout=0.0)
     events = run(recipe, out, each=note_best)
     validated, summary = of_type(events, Validated), events[-1]
     assert not validated[-1].best
@@ -347,9 +355,7 @@ def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, dat
         [rows], loaded.tokenizer, max_length=1024, truncation="error"
     )[0].examples
     logits = logits_for(load_model(tiny_dir).model)
-    *_, (_, _, loss) = mean_loss(
-        loaded.model, examples, logits=logits, tokens=999, pad_id=0, pool=None
-    )
+    *_, (_, _, loss) = mean_loss(loaded.model, examples, logits=logits, tokens=999, pad_id=0)
     assert loss == pytest.approx(summary.best_valid_loss, rel=1e-5)
 
 

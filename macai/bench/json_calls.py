@@ -109,6 +109,7 @@ def parse_call(text: str) -> dict[str, str] | None:
     """Return a JSON object's members, each value in one canonical spelling; None if it is none.
 
     The spelling keeps types apart, as an app's decoder does: 1, 1.0, true and "1" are four values.
+    And as for a decoder, a member that is null is one that is absent.
     Members of inner objects are sorted, so their order never counts. A repeated key, NaN and
     numbers beyond a double make the text invalid, for parsers do not agree on what they mean.
     """
@@ -121,7 +122,8 @@ def parse_call(text: str) -> dict[str, str] | None:
         )
         if not isinstance(call, dict):
             return None
-        return {key: json.dumps(value, sort_keys=True) for key, value in call.items()}
+        said = {key: value for key, value in call.items() if value is not None}
+        return {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
     except (ValueError, RecursionError):
         # ValueError is also what Python raises for an integer of thousands of digits.
         return None

@@ -12,7 +12,7 @@ from macai.data.tokens import Example
 MAX_WIDTHS = 16  # few shapes: a GPU compiles each one, and the allocator caches each one
 WIDTH_STEP = 8
 MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
-LEARNT_STEP = 64
+LEARNT_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,42 @@ class Plan:
 class Batch:
     """A micro-batch for the model.
 
+    A row's last learnt token and what follows it predict nothing, so they are not in `ids`.
+
     Attributes:
-        ids: int32 [B, L]; rows shorter than L are padded on the right.
+        prefix: int32 [P]; what all rows begin with, or None for P = 0.
+        ids: int32 [B, L]; what comes after it, padded on the right.
         positions: int32 [N]; where in the flattened [B * L] the hidden states are that predict.
         targets: int32 [N]; the ids they must predict.
         weights: float32 [N]; 1, or 0 where N was rounded up.
         learnt_tokens: The sum of `weights`.
-        real_tokens: Tokens of `ids` that are no padding.
+        real_tokens: All tokens of the rows, as the data has them.
     """
 
+    prefix: mx.array | None
     ids: mx.array
     positions: mx.array
     targets: mx.array
     weights: mx.array
     learnt_tokens: int
     real_tokens: int
+
+    @property
+    def processed_tokens(self) -> int:
+        """Tokens computed, padding included and the prefix once."""
+        return self.ids.size + (0 if self.prefix is None else self.prefix.size)
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """Return how many tokens all rows begin with that predict nothing learnt.
+
+    A system prompt, as a rule. The first learnt token is predicted by the one before it, which is
+    therefore never in the prefix.
+    """
+    length = min(int(np.flatnonzero(e.learn)[0]) - 1 for e in examples)
+    beginnings = np.stack([e.ids[:length] for e in examples])
+    different = np.flatnonzero((beginnings != beginnings[0]).any(axis=0))
+    return int(different[0]) if len(different) else length
 
 
 def widths_for(lengths: Sequence[int]) -> list[int]:
@@ -113,23 +134,34 @@ def in_order(lengths: Sequence[int], *, tokens: int) -> list[Plan]:
     ]
 
 
-def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int) -> Batch:
-    """Pad the planned rows and list what must be predicted where."""
+def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: int = 0) -> Batch:
+    """Pad the planned rows and list what must be predicted where.
+
+    Args:
+        examples: What the plan's rows are indices into.
+        plan: Its width holds the rows' `read_tokens`, less the prefix.
+        pad_id: Stands after the end of a row; nothing depends on it.
+        prefix: Tokens at the beginning of all rows to compute once: see `shared_prefix`.
+    """
     rows = [examples[i] for i in plan.rows]
     ids = np.full((len(rows), plan.width), pad_id, np.int32)
-    learn = np.zeros((len(rows), plan.width), bool)
+    following = np.zeros_like(ids)
+    learn = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        learn[i, : len(row.ids)] = row.learn
-    assert not learn[:, 0].any(), "nothing comes before the first token"
-    targets = np.flatnonzero(learn)
-    learnt = len(targets)
+        assert not row.learn[: prefix + 1].any(), "nothing predicts these"
+        length = row.read_tokens - prefix
+        ids[i, :length] = row.ids[prefix : row.read_tokens]
+        # The hidden state that predicts token t is the one of token t - 1.
+        following[i, :length] = row.ids[prefix + 1 : row.read_tokens + 1]
+        learn[i, :length] = row.learn[prefix + 1 : row.read_tokens + 1]
+    positions = np.flatnonzero(learn)
+    learnt = len(positions)
     room = -(-learnt // LEARNT_STEP) * LEARNT_STEP - learnt
-    # The hidden state that predicts token t is the one of token t - 1.
     return Batch(
+        prefix=mx.array(rows[0].ids[:prefix]) if prefix else None,
         ids=mx.array(ids),
-        positions=mx.array(np.pad(targets - 1, (0, room)).astype(np.int32)),
-        targets=mx.array(np.pad(ids.reshape(-1)[targets], (0, room))),
+        positions=mx.array(np.pad(positions, (0, room)).astype(np.int32)),
+        targets=mx.array(np.pad(following.reshape(-1)[positions], (0, room))),
         weights=mx.array(np.pad(np.ones(learnt, np.float32), (0, room))),
         learnt_tokens=learnt,
         real_tokens=sum(len(row.ids) for row in rows),

@@ -39,6 +39,11 @@ class Example:
         """The number of tokens the loss counts."""
         return int(self.learn.sum())
 
+    @property
+    def read_tokens(self) -> int:
+        """The number of tokens the model must read: those before the last one that is learnt."""
+        return int(np.flatnonzero(self.learn)[-1])
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

@@ -11,10 +11,8 @@ from macai.generate.decode import FinishReason, generate, token_limit
 from macai.generate.text import decode
 from macai.models.load import LoadedModel
 from macai.models.swiglu import fast_swiglu
-from macai.models.workers import worker_count, workers
 
-BATCH_ROWS = 64
-"""More are no faster on two cores; 16 take half as long again."""
+BATCH_ROWS = 256
 
 BATCH_TOKENS = 16384
 """The most tokens the caches of a batch hold: 64 rows of a long prompt would not fit in memory."""
@@ -60,38 +58,24 @@ def generate_batch(
     limits = [token_limit(loaded, prompt, max_tokens) for prompt in prompts]
     run = _run_batch if _batch_caches(loaded.model, [0]) else _run_single
     lengths = [len(p) + limit for p, limit in zip(prompts, limits, strict=True)]
-    count = worker_count()
-    batches = list(_batches(lengths, most=_rows(len(prompts), count)))
-    ended = [0] * len(batches)
     replies: dict[int, Reply] = {}
-    with fast_swiglu(loaded.model), workers(count) as pool:
+    with fast_swiglu(loaded.model):
+        for batch in _batches(lengths):
 
-        def reply(number: int) -> list[list[int]]:
-            def report(rows: int) -> None:
-                pool.check()
-                if progress and rows > ended[number]:
-                    ended[number] = rows
-                    progress(sum(ended), len(prompts))
+            def report(ended: int, before: int = len(replies)) -> None:
+                if progress:
+                    progress(before + ended, len(prompts))
 
-            batch = batches[number]
-            return run(loaded, [prompts[i] for i in batch], [limits[i] for i in batch], report)
-
-        for batch, ids in zip(batches, pool.run(reply, range(len(batches))), strict=True):
+            ids = run(loaded, [prompts[i] for i in batch], [limits[i] for i in batch], report)
             replies |= {i: _reply(loaded, row) for i, row in zip(batch, ids, strict=True)}
     return [replies[i] for i in range(len(prompts))]
 
 
-def _rows(prompts: int, count: int) -> int:
-    """Return the rows of a batch, so that `count` workers get equally many batches."""
-    rounds = -(-prompts // (BATCH_ROWS * count))
-    return max(1, -(-prompts // (rounds * count))) if rounds else BATCH_ROWS
-
-
-def _batches(lengths: list[int], *, most: int) -> Iterator[list[int]]:
+def _batches(lengths: list[int]) -> Iterator[list[int]]:
     """Yield the indices of rows that run together; `lengths` are those of prompt and reply."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if len(batch) == most or (len(batch) + 1) * lengths[i] > BATCH_TOKENS:
+        if len(batch) == BATCH_ROWS or (len(batch) + 1) * lengths[i] > BATCH_TOKENS:
             if batch:
                 yield batch
             batch = []

@@ -88,14 +88,3 @@ def _beside(package: str, folder: str, pattern: str) -> Path:
         for path in sorted((Path(location).parent / folder).glob(pattern)):
             return path
     raise LookupError(f"no {pattern} in {folder} beside the package '{package}'")
-
-
-def set_blas_threads(threads: int) -> int:
-    """Let one matrix product use so many threads; return how many it could use before."""
-    info = load_fast_blas()
-    if info.library is None:
-        return 1
-    openblas = ctypes.CDLL(str(info.library))
-    before = int(openblas.openblas_get_num_threads())
-    openblas.openblas_set_num_threads(threads)
-    return before

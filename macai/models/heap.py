@@ -10,6 +10,7 @@ import sys
 # From <malloc.h>; glibc's manual, "Malloc Tunable Parameters".
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _MOST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more on a 64-bit machine
 _KEPT_BYTES = (1 << 31) - 1
 
@@ -21,5 +22,9 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD))
+    settings = (
+        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD),
+        (_M_ARENA_MAX, 1),  # those of other threads give memory back whatever the threshold is
+    )
     return all(mallopt(name, value) == 1 for name, value in settings)

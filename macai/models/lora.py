@@ -37,7 +37,7 @@ class LoRALinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """[..., in] -> [..., out], in the type of `x`: a float32 product would promote the rest."""
         low = self.dropout(x) @ self.lora_A.T.astype(x.dtype)
-        return self.linear(x) + self.scale * (low @ self.lora_B.T.astype(x.dtype))
+        return mx.addmm(self.linear(x), low, self.lora_B.T.astype(x.dtype), alpha=self.scale)
 
     def delta(self) -> mx.array:
         """Return what the adapter adds to the weight, float32 [out, in]."""

@@ -38,19 +38,26 @@ def sigmoid(x: mx.array) -> mx.array:
 
 
 @mx.custom_function
-def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """Return silu(gate) * x, float32."""
-    return gate * sigmoid(gate) * x
+def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    share = sigmoid(gate)
+    return gate * share * x, share
 
 
-@swiglu.vjp
+@_swiglu.vjp
 def _swiglu_vjp(
-    primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
+    primals: tuple[mx.array, mx.array],
+    cotangents: tuple[mx.array, mx.array],
+    outputs: tuple[mx.array, mx.array],
 ) -> tuple[mx.array, mx.array]:
     gate, x = primals
-    share = sigmoid(gate)
+    share = outputs[1]  # kept: computing it anew costs as much as the rest of this layer's products
     silu = gate * share
-    return cotangent * x * (share + silu * (1 - share)), cotangent * silu
+    return cotangents[0] * x * (share + silu * (1 - share)), cotangents[0] * silu
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """Return silu(gate) * x, float32."""
+    return _swiglu(gate, x)[0]
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-import mlx.core as mx
 import mlx.nn as nn
 
-from macai.data.batches import Batch, in_order, make_batch
+from macai.data.batches import in_order, make_batch
 from macai.data.tokens import Example
 from macai.models.arrays import scalar
-from macai.models.workers import Workers
 from macai.train.loss import Logits, next_token_loss
 
 
@@ -19,27 +17,23 @@ def mean_loss(
     logits: Logits,
     tokens: int,
     pad_id: int,
-    pool: Workers | None = None,
+    prefix: int = 0,
 ) -> Iterator[tuple[int, int, float]]:
     """Yield (batches done, of how many, mean cross entropy so far in nats); the last is the result.
 
     The same examples in the same batches every time, each learnt token with the same weight;
-    `tokens` is the padded size of a batch. The model is in evaluation mode meanwhile.
+    `tokens` is the padded size of a batch and `prefix` what all rows begin with, as in
+    `macai.data.batches`. The model is in evaluation mode meanwhile.
     """
-    pool = pool or Workers(None)
-
-    def measure(batch: Batch) -> tuple[mx.array, mx.array]:
-        return next_token_loss(model, batch, logits), batch.weights.sum()
-
-    plans = in_order([len(e.ids) for e in examples], tokens=tokens)
+    plans = in_order([e.read_tokens - prefix for e in examples], tokens=tokens)
     training = model.training
     model.eval()
     try:
         total, learnt = 0.0, 0
-        batches = (make_batch(examples, plan, pad_id=pad_id) for plan in plans)
-        for done, (loss, count) in enumerate(pool.map(measure, batches), 1):
-            total += scalar(loss)
-            learnt += int(scalar(count))
+        batches = (make_batch(examples, plan, pad_id=pad_id, prefix=prefix) for plan in plans)
+        for done, batch in enumerate(batches, 1):
+            total += scalar(next_token_loss(model, batch, logits))
+            learnt += batch.learnt_tokens
             yield done, len(plans), total / learnt
     finally:
         model.train(training)

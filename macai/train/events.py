@@ -10,6 +10,7 @@ class Started:
     """The run is set up; `first_step` is above 0 when it was resumed.
 
     Attributes:
+        shared_prefix: Tokens that all rows begin with, computed once a micro-batch.
         real_share: The part of the tokens to be computed that is no padding, 0 to 1.
     """
 
@@ -21,6 +22,7 @@ class Started:
     steps: int
     steps_per_epoch: int
     first_step: int
+    shared_prefix: int
     real_share: float
 
 

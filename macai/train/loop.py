@@ -14,7 +14,6 @@ from mlx.utils import tree_map
 from macai.data.batches import Batch
 from macai.errors import TrainingError
 from macai.models.arrays import named_arrays, scalar
-from macai.models.workers import Workers
 from macai.train.loss import Logits, next_token_loss
 
 MAX_MICRO_BATCHES = 1 << 12  # in a step; keeps the seeds of two steps apart
@@ -28,8 +27,9 @@ class Report:
         step: Steps done, this one included.
         loss: Mean cross entropy of the learnt tokens, in nats.
         grad_norm: Global L2 norm of the gradient before clipping.
-        real_tokens: Tokens that were no padding.
-        processed_tokens: All tokens computed, padding included.
+        real_tokens: Tokens of the rows, as the data has them.
+        processed_tokens: All tokens computed: padding included, but what all rows begin with once a
+            micro-batch, and what comes after a row's last learnt token not at all.
         seconds: Wall time of the step, making its batches included.
     """
 
@@ -54,7 +54,6 @@ def train(
     max_grad_norm: float,
     seed: int,
     first_step: int = 0,
-    pool: Workers | None = None,
 ) -> Iterator[Report]:
     """Take one optimiser step for each item of `steps` and report it.
 
@@ -70,12 +69,10 @@ def train(
         max_grad_norm: The gradient is scaled down to this norm; 0 leaves it alone.
         seed: With the step's number seeds its dropout; no other random state exists.
         first_step: The number of the first step: where a resumed run goes on.
-        pool: Computes the micro-batches of a step; None: one after the other.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; the model keeps its last good state.
     """
-    pool = pool or Workers(None)
     gradient = nn.value_and_grad(model, next_token_loss)
     model.train()
     for step, micro_batches in enumerate(steps, first_step):
@@ -83,7 +80,7 @@ def train(
         batches = [make() for make in micro_batches]
         learnt = sum(batch.learnt_tokens for batch in batches)
         step_seed = (seed << 32) + step * MAX_MICRO_BATCHES
-        total, grads = _accumulate(gradient, model, batches, logits, pool, step_seed)
+        total, grads = _accumulate(gradient, model, batches, logits, step_seed)
         grads = tree_map(lambda g, n=learnt: g / n, grads)
         squares = [mx.square(g).sum() for g in named_arrays(grads).values()]
         loss, grad_norm = scalar(total) / learnt, scalar(mx.sqrt(mx.stack(squares).sum()))
@@ -105,7 +102,7 @@ def train(
             grad_norm=grad_norm,
             learnt_tokens=learnt,
             real_tokens=sum(batch.real_tokens for batch in batches),
-            processed_tokens=sum(batch.ids.size for batch in batches),
+            processed_tokens=sum(batch.processed_tokens for batch in batches),
             seconds=time.perf_counter() - began,
             peak_memory_bytes=mx.get_peak_memory(),
         )
@@ -116,21 +113,15 @@ def _accumulate(
     model: nn.Module,
     batches: Sequence[Batch],
     logits: Logits,
-    pool: Workers,
     seed: int,
 ) -> tuple[mx.array, Any]:
     """Return the sums over the micro-batches of the loss and of the gradients, evaluated."""
     parameters = model.trainable_parameters()
-
-    def build(item: tuple[int, Batch]) -> tuple[mx.array, Any]:
-        number, batch = item
-        mx.random.seed(seed + number)
-        result = gradient(model, batch, logits)
-        model.update(parameters)  # tracing left its own arrays in the model
-        return result
-
     total, grads = mx.array(0.0), None
-    for loss, new in pool.map(build, list(enumerate(batches))):
+    for number, batch in enumerate(batches):
+        mx.random.seed(seed + number)
+        loss, new = gradient(model, batch, logits)
+        model.update(parameters)  # tracing left its own arrays in the model
         total = total + loss
         grads = new if grads is None else tree_map(mx.add, grads, new)
         mx.eval(total, grads)

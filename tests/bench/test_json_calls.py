@@ -52,6 +52,17 @@ def test_wilson_refuses_what_is_no_proportion(hits, total):
         wilson(hits, total)
 
 
+def test_a_slot_that_is_null_is_one_that_is_absent():
+    silent = '{"intent":"alarm.set","time":"06:30","day":null}'
+    absent = '{"intent":"alarm.set","time":"06:30"}'
+    for expected, reply in ((silent, absent), (absent, silent), (silent, silent)):
+        score = score_calls([expected], [reply])
+        assert score.exact_match == Rate(1, 1)
+        assert (score.slots_matched, score.slots_expected, score.slots_predicted) == (1, 1, 1)
+    for expected, reply in ((silent, ALARM), (ALARM, silent)):
+        assert score_calls([expected], [reply]).exact_match == Rate(0, 1)
+
+
 def test_the_right_replies_score_one_everywhere():
     score = score_calls([ALARM, MUSIC], [ALARM, MUSIC])
     assert score.exact_match == score.intent_accuracy == score.valid_json == Rate(2, 2)

@@ -80,7 +80,7 @@ def test_the_report_holds_all_that_was_measured(macai, tmp_path):
     assert (report["model"], report["sha256"]) == ("smollm2-135m", source.member_sha256)
     assert report["rows"] == {"train": 24, "test": 12}
     assert report["epochs"] == 2
-    assert 0 < report["real_tokens"] <= report["processed_tokens"]
+    assert 0 < report["processed_tokens"] < 2 * report["real_tokens"]
     assert report["valid_loss"] < 6.5  # of about ln 476 = 6.2 untrained, and finite
     for name in ("base", "tuned", "fused"):
         assert report[name]["rows"] == 12

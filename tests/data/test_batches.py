@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macai.data import batches
-from macai.data.batches import MAX_WIDTHS, in_order, make_batch, plan_epoch, widths_for
+from macai.data.batches import (
+    MAX_WIDTHS,
+    in_order,
+    make_batch,
+    plan_epoch,
+    shared_prefix,
+    widths_for,
+)
 from macai.data.tokens import Example
 
 LENGTHS = st.lists(st.integers(2, 700), min_size=1, max_size=80)
@@ -201,8 +208,42 @@ def test_targets_are_those_computed_apart(rows):
     assert set(batch.weights.tolist()) <= {0.0, 1.0}
     assert len(batch.weights) % batches.LEARNT_STEP == 0
     for i, row in enumerate(rows):
-        ids = batch.ids[i].tolist()
-        assert ids == [*row.ids.tolist(), *[PAD] * (width - len(row.ids))]
+        read = row.ids[: row.read_tokens].tolist()
+        assert batch.ids[i].tolist() == [*read, *[PAD] * (width - len(read))]
+
+
+@given(examples(), st.lists(st.integers(0, 9), max_size=6))
+def test_a_shared_prefix_takes_nothing_away_but_itself(rows, beginning):
+    unlearnt = [False] * len(beginning)
+    rows = [example([*beginning, *r.ids], [*unlearnt, *r.learn]) for r in rows]
+    prefix = shared_prefix(rows)
+    assert prefix >= len(beginning) or not learns_only_after(rows, prefix + 1)
+    assert learns_only_after(rows, prefix)
+    assert len({tuple(r.ids[:prefix]) for r in rows}) == 1
+    plan = batches.Plan(tuple(range(len(rows))), max(r.read_tokens for r in rows) - prefix)
+    batch = make_batch(rows, plan, pad_id=PAD, prefix=prefix)
+    assert [(i, t + prefix, n) for i, t, n in pairs(batch)] == pairs_computed_apart(rows)
+    for i, row in enumerate(rows):
+        read = [] if batch.prefix is None else batch.prefix.tolist()
+        read += batch.ids[i, : row.read_tokens - prefix].tolist()
+        assert read == row.ids[: row.read_tokens].tolist()
+    assert batch.processed_tokens == prefix + batch.ids.size
+    assert batch.real_tokens == sum(len(r.ids) for r in rows)
+
+
+def learns_only_after(rows, prefix):
+    """Whether the token after a prefix, too, is one that is not learnt."""
+    return all(len(r.ids) > prefix + 1 and not r.learn[: prefix + 1].any() for r in rows)
+
+
+def test_the_prefix_ends_where_rows_part_or_before_what_predicts_something_learnt():
+    def rows(*many):
+        return [example([1, 2, 3, 4, *end], [False] * 4 + [True] * len(end)) for end in many]
+
+    assert shared_prefix(rows([5], [5], [5])) == 3
+    assert shared_prefix([*rows([5]), example([1, 2, 9, 9], [False] * 3 + [True])]) == 2
+    assert shared_prefix([*rows([5]), example([7, 2, 9, 9], [False] * 3 + [True])]) == 0
+    assert shared_prefix([example([1, 2], [False, True])]) == 0
 
 
 def test_one_pad_too_many_would_be_noticed():
@@ -218,7 +259,7 @@ def test_one_pad_too_many_would_be_noticed():
 def test_rows_are_picked_by_index_and_types_are_what_the_model_takes():
     rows = [example([i, i + 1], [False, True]) for i in range(5)]
     batch = make_batch(rows, batches.Plan((3, 1), 8), pad_id=PAD)
-    assert batch.ids[:, :2].tolist() == [[3, 4], [1, 2]]
+    assert batch.ids[:, :2].tolist() == [[3, PAD], [1, PAD]]
     assert pairs(batch) == [(0, 0, 4), (1, 0, 2)]
     assert (batch.ids.dtype, batch.positions.dtype, batch.targets.dtype) == (mx.int32,) * 3
     assert batch.weights.dtype == mx.float32
@@ -226,5 +267,5 @@ def test_rows_are_picked_by_index_and_types_are_what_the_model_takes():
 
 def test_a_learnt_first_token_is_a_mistake_of_the_program():
     row = replace(example([1, 2], [False, True]), learn=np.array([True, True]))
-    with pytest.raises(AssertionError, match="nothing comes before the first token"):
+    with pytest.raises(AssertionError, match="nothing predicts these"):
         make_batch([row], batches.Plan((0,), 8), pad_id=PAD)

@@ -54,18 +54,11 @@ def test_how_many_rows_run_together_makes_no_difference(tiny, monkeypatch, rows,
     assert as_tuples(generate_batch(tiny, PROMPTS, max_tokens=8)) == one_by_one(tiny, PROMPTS, 8)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "count", "rows"),
-    [(0, 2, 64), (1, 2, 1), (7, 2, 4), (128, 2, 64), (200, 2, 50), (200, 1, 50), (65, 1, 33)],
-)
-def test_workers_get_equally_many_batches(prompts, count, rows):
-    assert batch._rows(prompts, count) == rows
-
-
 def test_batches_hold_rows_of_like_length_within_both_limits(monkeypatch):
+    monkeypatch.setattr(batch, "BATCH_ROWS", 3)
     monkeypatch.setattr(batch, "BATCH_TOKENS", 100)
     lengths = [10, 60, 12, 40, 11, 9, 45, 200]
-    assert list(batch._batches(lengths, most=3)) == [[5, 0, 4], [2, 3], [6], [1], [7]]
+    assert list(batch._batches(lengths)) == [[5, 0, 4], [2, 3], [6], [1], [7]]
 
 
 def test_each_row_has_its_own_room_in_the_context(tiny):

@@ -19,10 +19,10 @@ def make_examples(*sizes, seed=0):
     ]
 
 
-def batch_of(examples, rows=None):
+def batch_of(examples, rows=None, *, prefix=0):
     rows = tuple(range(len(examples))) if rows is None else tuple(rows)
-    width = -(-max(len(examples[i].ids) for i in rows) // 8) * 8
-    return make_batch(examples, Plan(rows, width), pad_id=PAD)
+    width = -(-max(examples[i].read_tokens - prefix for i in rows) // 8) * 8
+    return make_batch(examples, Plan(rows, width), pad_id=PAD, prefix=prefix)
 
 
 def step_of(examples, *parts):

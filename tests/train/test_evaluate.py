@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from macai.models.workers import workers
 from macai.train.evaluate import mean_loss
 from macai.train.loss import _picked, next_token_loss
 from tests.train.cases import PAD, batch_of, make_examples
@@ -15,8 +14,8 @@ def examples():
     return make_examples(*SIZES)
 
 
-def measure(model, examples, *, tokens=100, pool=None):
-    options = {"logits": _picked, "tokens": tokens, "pad_id": PAD, "pool": pool}
+def measure(model, examples, *, tokens=100):
+    options = {"logits": _picked, "tokens": tokens, "pad_id": PAD}
     return list(mean_loss(model, examples, **options))
 
 
@@ -30,12 +29,10 @@ def test_every_learnt_token_weighs_the_same(adapted, examples):
     assert mean_of_means != pytest.approx(expected, rel=1e-3)
 
 
-def test_it_is_the_same_to_the_last_bit_each_time_and_in_threads(adapted, examples):
+def test_it_is_the_same_to_the_last_bit_each_time(adapted, examples):
     model = adapted(dropout=0.5)
     first = measure(model, examples)
     assert first == measure(model, examples)
-    with workers(2) as pool:
-        assert first == measure(model, examples, pool=pool)
 
 
 def test_dropout_is_off_meanwhile_and_on_again_after(adapted, examples):

@@ -8,7 +8,6 @@ import pytest
 
 from macai.errors import TrainingError
 from macai.models.arrays import named_arrays
-from macai.models.workers import workers
 from macai.train.loop import train
 from macai.train.loss import _picked, next_token_loss
 from tests.train.cases import batch_of, make_examples, step_of
@@ -107,21 +106,6 @@ def test_a_mean_of_means_would_be_noticed(adapted, examples):
     assert not is_close(mean_of_means, grads)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_threads_change_nothing_to_the_last_bit(adapted, examples, dropout, count):
-    steps = [step_of(examples, *PARTS), step_of(examples, [4, 1], [0], [2], [3])]
-    model = adapted(dropout=dropout)
-    with workers(count) as pool:
-        reports = run(model, steps, optimizer=adamw(), pool=pool)
-        actual = weights(model)
-        # The pool stays open: a matrix product cut for fewer cores may round otherwise.
-        alone = run(adapted(dropout=dropout), steps, optimizer=adamw())
-    assert [r.loss for r in reports] == [r.loss for r in alone]
-    assert [r.grad_norm for r in reports] == [r.grad_norm for r in alone]
-    assert all((v == actual[k]).all() for k, v in weights(model).items())
-
-
 def test_dropout_follows_from_seed_step_and_micro_batch_alone(adapted):
     (one,) = make_examples((40, 30))
     steps = [step_of([one, one], [0], [1])] * 3
@@ -150,7 +134,7 @@ def test_a_report_counts_its_tokens(adapted, examples):
     assert (first.step, second.step) == (6, 7)
     assert (first.learnt_tokens, second.learnt_tokens) == (67, 1)
     assert (first.real_tokens, second.real_tokens) == (115, 4)
-    assert (first.processed_tokens, second.processed_tokens) == (96 + 8 + 2 * 16 + 8, 8)
+    assert (first.processed_tokens, second.processed_tokens) == (96 + 8 + 2 * 8 + 8, 8)
     assert first.seconds > 0
     assert first.peak_memory_bytes > 0
 
@@ -261,9 +245,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(adapted, ex
 def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(adapted, examples):
     calls = []
 
-    def logits(model, ids, positions):
+    def logits(model, *args):
         calls.append(len(calls))
-        scores = _picked(model, ids, positions)
+        scores = _picked(model, *args)
         if len(calls) < 2:
             return scores
         return scores + mx.sqrt(0 * scores)  # zero, with an infinite slope

@@ -39,7 +39,19 @@ ROWS = {
     | dict.fromkeys(("alarm.set", "timer.start", "reminder.create", "calendar.add"), 14)
     | {"weather.get": 14},
 }
-"""How many rows of each intent; train has one row for each of its patterns."""
+"""How many rows of each intent; train has one for each of its patterns, and for each opened one."""
+
+TWICE = (
+    *("alarm.set", "timer.start", "reminder.create", "calendar.add", "thermostat.set"),
+    *("music.play", "volume.set", "weather.get"),
+)
+"""Intents with something to work out or to leave out: train has their patterns once more, opened in
+another way and with other values."""
+
+OPENERS = (
+    *("hey, ", "okay, ", "um, ", "so, ", "right, ", "alright, ", "listen, ", "sorry, "),
+    *("if you can, ", "one more thing, ", "when you have a second, ", "hello there, "),
+)
 
 HOURS = (
     *("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -209,7 +221,7 @@ def make_row(intent: str, pattern: str, speaker: Speaker) -> dict[str, Any]:
         slot = field.split("_")[0]
         said[slot], call[slot] = speaker.say(intent, field)
     plain = re.sub(r"{([a-z]+)_\w+}", r"{\1}", pattern)
-    ordered = {"intent": intent} | {slot: call[slot] for slot in SLOTS[intent] if slot in call}
+    ordered = {"intent": intent} | {slot: call.get(slot) for slot in SLOTS[intent]}
     answer = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
     return {
         "messages": [
@@ -230,6 +242,9 @@ def make_split(split: str) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for intent in SLOTS:
         written = patterns[intent][split]
+        if split == "train" and intent in TWICE:
+            openers = cycle(list(OPENERS), rng)
+            written = written + [next(openers) + pattern for pattern in written]
         wanted = len(rows) + (len(written) if split == "train" else ROWS[split][intent])
         for pattern in cycle(written, rng):
             row = make_row(intent, pattern, speaker)
