@@ -43,10 +43,11 @@ from macai.train.evaluate import mean_loss
 from macai.train.events import Event, Started, Stopped, Summary, Validated, Validating
 from macai.train.loop import Report, train
 from macai.train.loss import Logits, logits_for
+from macai.train.metrics import METRICS, forget_after, log
+from macai.train.optimizer import init
 from macai.train.schedule import learning_rate
 
 RECIPE = "recipe.toml"
-METRICS = "metrics.jsonl"
 LEAST_PREFIX = 8  # tokens, and rows of a micro-batch: with fewer, computing a shared prefix in a
 LEAST_ROWS = 4  #   pass of its own costs more than it saves
 
@@ -151,7 +152,7 @@ def _set_up(
         weight_decay=options.weight_decay,
         bias_correction=True,
     )
-    optimizer.init(loaded.model.trainable_parameters())
+    init(optimizer, loaded.model)
     pad_id = loaded.tokenizer.pad_token_id
     run = _Run(
         recipe=recipe,
@@ -211,7 +212,7 @@ def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
     with (run.out / METRICS).open("a", encoding="utf-8") as metrics:
         for report in reports:
             _count(run, report)
-            _log(metrics, asdict(report))
+            log(metrics, asdict(report))
             yield report
             last = report.step == run.steps
             if validate := last or report.step % every == 0:
@@ -256,7 +257,7 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
         progress.best_valid_loss = loss
         save_adapter_weights(run.out, adapter_weights(run.loaded))
     progress.valid_seconds += time.perf_counter() - began
-    _log(metrics, {"step": progress.step, "valid_loss": loss})
+    log(metrics, {"step": progress.step, "valid_loss": loss})
     yield Validated(step=progress.step, loss=loss, best=best)
 
 
@@ -295,14 +296,6 @@ def _count(run: _Run, report: Report) -> None:
     progress.processed_tokens += report.processed_tokens
     progress.step_seconds += report.seconds
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, report.peak_memory_bytes)
-
-
-def _log(metrics: Any, values: dict[str, Any]) -> None:
-    try:
-        metrics.write(json.dumps(values) + "\n")
-        metrics.flush()
-    except OSError as e:
-        raise OutputError(f"{metrics.name}: cannot be written: {e.strerror}") from e
 
 
 def _write_start(run: _Run) -> None:
@@ -344,25 +337,13 @@ def _resume(run: _Run) -> None:
     restore(checkpoint, run.loaded.model, run.optimizer)
     run.progress = _Progress(**checkpoint.state["progress"])
     _remove_partial_files(run.out)
-    log = run.out / METRICS
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if _logged_step(line) <= run.progress.step]
-    with atomic_file(log) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    forget_after(run.out / METRICS, run.progress.step)
 
 
 def _remove_partial_files(out: Path) -> None:
     """Take away what a killed run was writing, which can be as large as a checkpoint."""
     for file in out.glob(".*.partial.*"):
         file.unlink(missing_ok=True)
-
-
-def _logged_step(line: str) -> float:
-    """Return the step of a line of metrics.jsonl; infinity for one cut off by a crash."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) -> dict[str, str]:

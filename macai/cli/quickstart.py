@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 ANSWERS = 10
-MAX_TOKENS = 48  # of a reply; the longest expected one has 40
+MAX_TOKENS = 40  # of a reply; the longest expected one has 35
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,8 @@ def _swiglu_vjp(
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """Return silu(gate) * x, float32."""
-    return _swiglu(gate, x)[0]
+    product: mx.array = _swiglu(gate, x)[0]  # type: ignore[index]
+    return product
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from mlx.utils import tree_unflatten
 
 from macai.errors import TrainingError
 from macai.models.arrays import load_arrays, named_arrays, save_arrays
+from macai.train.optimizer import init
 
 FILE = "checkpoint.safetensors"
 
@@ -60,7 +61,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
     for name, value in checkpoint.arrays.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = value
-    optimizer.init(model.trainable_parameters())
+    init(optimizer, model)
     for part, current in (
         ("model", named_arrays(model.trainable_parameters())),
         ("optimizer", named_arrays(optimizer.state)),

@@ -13,8 +13,9 @@ from mlx.utils import tree_map
 
 from macai.data.batches import Batch
 from macai.errors import TrainingError
-from macai.models.arrays import named_arrays, scalar
+from macai.models.arrays import scalar
 from macai.train.loss import Logits, next_token_loss
+from macai.train.optimizer import joined, update
 
 MAX_MICRO_BATCHES = 1 << 12  # in a step; keeps the seeds of two steps apart
 
@@ -62,7 +63,7 @@ def train(
 
     Args:
         model: Its trainable parameters are updated in place.
-        optimizer: Its state must be initialised; its learning rate is set at every step.
+        optimizer: Initialised with `macai.train.optimizer`; its learning rate is set at every step.
         steps: For each step its micro-batches, made when called.
         logits: From `macai.train.loss.logits_for`.
         rate: Learning rate by step, counted from 0.
@@ -81,19 +82,18 @@ def train(
         learnt = sum(batch.learnt_tokens for batch in batches)
         step_seed = (seed << 32) + step * MAX_MICRO_BATCHES
         total, grads = _accumulate(gradient, model, batches, logits, step_seed)
-        grads = tree_map(lambda g, n=learnt: g / n, grads)
-        squares = [mx.square(g).sum() for g in named_arrays(grads).values()]
-        loss, grad_norm = scalar(total) / learnt, scalar(mx.sqrt(mx.stack(squares).sum()))
+        vector = joined(grads)
+        loss, grad_norm = scalar(total) / learnt, scalar(mx.linalg.norm(vector)) / learnt
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise TrainingError(
                 f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}",
                 hint="lower optimizer.learning_rate; the last checkpoint is intact",
             )
+        factor = 1 / learnt
         if max_grad_norm and grad_norm > max_grad_norm:
-            factor = max_grad_norm / grad_norm
-            grads = tree_map(lambda g, f=factor: g * f, grads)
+            factor *= max_grad_norm / grad_norm
         optimizer.learning_rate = rate(step)
-        optimizer.update(model, grads)
+        update(optimizer, model, vector * factor)
         mx.eval(model.trainable_parameters(), optimizer.state)
         yield Report(
             step=step + 1,

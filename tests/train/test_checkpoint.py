@@ -4,13 +4,13 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_unflatten
 
 from macai.errors import TrainingError
 from macai.models.arrays import named_arrays
 from macai.models.lora import add_lora, target_paths
 from macai.train import checkpoint
 from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
+from macai.train.optimizer import init, joined, update
 
 STATE = {"progress": {"step": 7, "loss": 0.1 + 0.2, "best": None}, "run": {"data": "äöü"}}
 
@@ -22,10 +22,9 @@ def optimizer():
 
 def trained(model, optimizer):
     """Give the optimiser a state that is not the initial one."""
-    optimizer.init(model.trainable_parameters())
-    grads = model.trainable_parameters()
+    init(optimizer, model)
     for _ in range(3):
-        optimizer.update(model, grads)
+        update(optimizer, model, joined(model.trainable_parameters()))
     mx.eval(model.parameters(), optimizer.state)
     return model
 
@@ -61,7 +60,7 @@ def test_the_next_step_is_the_same_as_without_a_stop(adapted, optimizer, tmp_pat
     grads = {k: v * 0.5 for k, v in named_arrays(model.trainable_parameters()).items()}
 
     def step(optimizer):
-        optimizer.update(model, tree_unflatten(list(grads.items())))
+        update(optimizer, model, joined(grads))
         mx.eval(model.parameters(), optimizer.state)
         return state_of(model, optimizer)
 
@@ -79,7 +78,7 @@ def test_there_is_one_file_and_only_the_adapter_and_its_moments_are_in_it(
     assert [p.name for p in tmp_path.iterdir()] == [FILE]
     arrays = load_checkpoint(tmp_path).arrays
     learnt = len(named_arrays(model.trainable_parameters()))
-    assert len(arrays) == 3 * learnt + 2  # with two moments each, the step and the rate
+    assert len(arrays) == learnt + 4  # with both moments, the step and the rate
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -128,7 +127,7 @@ def test_a_name_too_few_or_too_many_is_refused(adapted, optimizer, tmp_path, par
     model = trained(adapted(), optimizer)
     save_checkpoint(tmp_path, model, optimizer, STATE)
     loaded = load_checkpoint(tmp_path)
-    name = sorted(k for k in loaded.arrays if k.startswith(part + "model"))[0]
+    name = sorted(k for k in loaded.arrays if k.startswith(part) and loaded.arrays[k].ndim)[0]
     if missing:
         del loaded.arrays[name]
     else:

@@ -10,6 +10,7 @@ from macai.errors import TrainingError
 from macai.models.arrays import named_arrays
 from macai.train.loop import train
 from macai.train.loss import _picked, next_token_loss
+from macai.train.optimizer import init
 from tests.train.cases import batch_of, make_examples, step_of
 
 # Very unequal parts: 60 learnt tokens in one, 1 to 3 in the others.
@@ -33,7 +34,7 @@ def adamw(weight_decay=0.0):
 def run(model, steps, *, optimizer=None, rate=0.01, max_grad_norm=0.0, seed=0, **options):
     """Train and return the reports; the model holds the result."""
     optimizer = optimizer or sgd()
-    optimizer.init(model.trainable_parameters())
+    init(optimizer, model)
     reports = train(
         model,
         optimizer,
@@ -171,7 +172,7 @@ def test_five_steps_are_those_of_adamw_in_numpy(adapted, examples, weight_decay)
     m = {k: np.zeros_like(v) for k, v in own.items()}
     v = {k: np.zeros_like(w) for k, w in own.items()}
     optimizer = adamw(weight_decay)
-    optimizer.init(model.trainable_parameters())
+    init(optimizer, model)
     rows = [[0], [1, 2], [3, 4], [0, 4], [2, 3]]
     reports = train(
         model,
@@ -212,7 +213,7 @@ def test_only_the_adapter_is_trained(adapted, examples):
 
 def is_refused_and_nothing_changes(model, steps, logits=_picked):
     optimizer = adamw()
-    optimizer.init(model.trainable_parameters())
+    init(optimizer, model)
     reports = train(
         model,
         optimizer,

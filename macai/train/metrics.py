@@ -1,0 +1,36 @@
+"""metrics.jsonl: a line of JSON for each step and each validation of a run."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from macai.errors import OutputError
+from macai.files import atomic_file
+
+METRICS = "metrics.jsonl"
+
+
+def log(metrics: Any, values: dict[str, Any]) -> None:
+    """Add a line to an open file, for others to read at once; OutputError if the disk is full."""
+    try:
+        metrics.write(json.dumps(values) + "\n")
+        metrics.flush()
+    except OSError as e:
+        raise OutputError(f"{metrics.name}: cannot be written: {e.strerror}") from e
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Take away what was written after the checkpoint of `step`, or was cut off by a crash."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    kept = [line for line in lines if _step(line) <= step]
+    with atomic_file(file) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    """Return the step of a line; infinity for one that is no whole line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
