@@ -65,9 +65,11 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     therefore never in the prefix.
     """
     length = min(int(np.flatnonzero(e.learn)[0]) - 1 for e in examples)
-    beginnings = np.stack([e.ids[:length] for e in examples])
-    different = np.flatnonzero((beginnings != beginnings[0]).any(axis=0))
-    return int(different[0]) if len(different) else length
+    shared = examples[0].ids[:length]
+    for example in examples:
+        different = np.flatnonzero(example.ids[: len(shared)] != shared)
+        shared = shared[: different[0]] if len(different) else shared
+    return len(shared)
 
 
 def widths_for(lengths: Sequence[int]) -> list[int]:
