@@ -52,8 +52,7 @@ def main() -> None:
     with fast_swiglu(loaded.model):
         for number in range(chosen.rounds + 1):
             for prefix in prefixes:
-                width = max(e.read_tokens for e in examples) - prefix
-                plan = Plan(tuple(range(len(examples))), width)
+                plan = Plan(tuple(range(len(examples))), max(e.read_tokens for e in examples))
                 batch = make_batch(examples, plan, pad_id=0, prefix=prefix)
                 began = time.perf_counter()
                 mx.eval(gradient(loaded.model, batch, logits))

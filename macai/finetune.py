@@ -177,7 +177,8 @@ def _set_up(
 def _prefix(run: _Run) -> int:
     """Return how many tokens to compute once for all rows of a micro-batch; 0 if it does not pay.
 
-    With dropout each row has a mask of its own, from its first token on.
+    It changes what a step costs, never which rows are in it. With dropout each row has a mask of
+    its own, from its first token on.
     """
     prefix = shared_prefix([*run.train, *run.valid])
     if prefix < LEAST_PREFIX or run.recipe.adapter.dropout:
@@ -264,7 +265,7 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
 def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
     batch = run.recipe.batch
     return plan_epoch(
-        [e.read_tokens - run.prefix for e in run.train],
+        [e.read_tokens for e in run.train],
         tokens=batch.tokens,
         micro_tokens=batch.micro_tokens or batch.tokens,
         seed=run.recipe.train.seed,
@@ -374,8 +375,7 @@ def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
         steps_per_epoch=run.steps_per_epoch,
         first_step=run.progress.step,
         shared_prefix=run.prefix,
-        real_share=sum(e.read_tokens - run.prefix for e in run.train)
-        / sum(p.padded_tokens for p in plans),
+        real_share=sum(e.read_tokens for e in run.train) / sum(p.padded_tokens for p in plans),
     )
 
 

@@ -105,7 +105,8 @@ class Batch:
     """How many rows make a step.
 
     Attributes:
-        tokens: Tokens of a step, padding included: rows times width stays within it.
+        tokens: Tokens of a step, padding included: rows times width stays within it. A row counts
+            up to its last learnt token, and with what it shares with other rows.
         micro_tokens: Tokens computed at once, which decides the memory needed and nothing else: the
             gradients of a step's parts are added. 0: the whole step.
     """

@@ -109,7 +109,7 @@ def parse_call(text: str) -> dict[str, str] | None:
     """Return a JSON object's members, each value in one canonical spelling; None if it is none.
 
     The spelling keeps types apart, as an app's decoder does: 1, 1.0, true and "1" are four values.
-    And as for a decoder, a member that is null is one that is absent.
+    And as for a decoder, a slot that is null is one that is absent.
     Members of inner objects are sorted, so their order never counts. A repeated key, NaN and
     numbers beyond a double make the text invalid, for parsers do not agree on what they mean.
     """

@@ -108,7 +108,7 @@ class TrainingView:
         if event.dropped_rows or event.shortened_rows:
             out.append(f"over max_length: {event.dropped_rows} dropped, {event.shortened_rows} cut")
         out.append(f"{event.trainable_parameters / 1e6:.1f} M parameters to train")
-        out.append(f"{event.real_share:.0%} of the tokens computed are real")
+        out.append(f"{event.real_share:.0%} of a step's tokens are real")
         if event.shared_prefix:
             out.append(f"all rows begin with the same {event.shared_prefix}, computed once a batch")
         self.console.print("; ".join(out))

@@ -103,8 +103,8 @@ def run_recipe(
 def stop_on_signal() -> Iterator[Callable[[], int | None]]:
     """Turn the first Ctrl-C or SIGTERM into a request, which the function yielded returns.
 
-    A second one ends the process at once, where an exception would wait for the threads that
-    compute: what is on disk is whole all the same.
+    A second one ends the process at once, where an exception would wait for what is being
+    computed: what is on disk is whole all the same.
     """
     received: list[int] = []
 

@@ -141,12 +141,12 @@ def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: 
 
     Args:
         examples: What the plan's rows are indices into.
-        plan: Its width holds the rows' `read_tokens`, less the prefix.
+        plan: Its width holds the rows' `read_tokens`, the prefix included.
         pad_id: Stands after the end of a row; nothing depends on it.
         prefix: Tokens at the beginning of all rows to compute once: see `shared_prefix`.
     """
     rows = [examples[i] for i in plan.rows]
-    ids = np.full((len(rows), plan.width), pad_id, np.int32)
+    ids = np.full((len(rows), plan.width - prefix), pad_id, np.int32)
     following = np.zeros_like(ids)
     learn = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):

@@ -8,7 +8,8 @@ row, and the gradients of all rows come back through them.
 import mlx.core as mx
 import mlx.nn as nn
 
-PROBE_TOLERANCE = 1e-4  # of the largest logit: two orders of summation in float32 are closer
+# Of the largest logit. Two orders of summation come closer; half precision was not measured.
+PROBE_TOLERANCE = {mx.float32: 1e-4, mx.float16: 5e-3, mx.bfloat16: 3e-2}
 
 
 class PrefixCache:
@@ -64,7 +65,8 @@ def can_share_prefix(model: nn.Module) -> bool:
             return False
         expected = model(probe)[:, 3:]
         actual = model(probe[:, 3:], cache=prefix_caches(model, probe[0, :3]))
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError, IndexError):
         return False
     difference = mx.abs(actual - expected).max()
-    return bool((difference <= PROBE_TOLERANCE * mx.abs(expected).max()).item())
+    allowed = PROBE_TOLERANCE[expected.dtype] * mx.abs(expected).max()
+    return bool((difference <= allowed).item())

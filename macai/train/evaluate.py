@@ -25,7 +25,7 @@ def mean_loss(
     `tokens` is the padded size of a batch and `prefix` what all rows begin with, as in
     `macai.data.batches`. The model is in evaluation mode meanwhile.
     """
-    plans = in_order([e.read_tokens - prefix for e in examples], tokens=tokens)
+    plans = in_order([e.read_tokens for e in examples], tokens=tokens)
     training = model.training
     model.eval()
     try:

@@ -11,7 +11,7 @@ class Started:
 
     Attributes:
         shared_prefix: Tokens that all rows begin with, computed once a micro-batch.
-        real_share: The part of the tokens to be computed that is no padding, 0 to 1.
+        real_share: The part of a step's tokens that is no padding, 0 to 1.
     """
 
     train_rows: int

@@ -220,7 +220,7 @@ def test_a_shared_prefix_takes_nothing_away_but_itself(rows, beginning):
     assert prefix >= len(beginning) or not learns_only_after(rows, prefix + 1)
     assert learns_only_after(rows, prefix)
     assert len({tuple(r.ids[:prefix]) for r in rows}) == 1
-    plan = batches.Plan(tuple(range(len(rows))), max(r.read_tokens for r in rows) - prefix)
+    plan = batches.Plan(tuple(range(len(rows))), max(r.read_tokens for r in rows))
     batch = make_batch(rows, plan, pad_id=PAD, prefix=prefix)
     assert [(i, t + prefix, n) for i, t, n in pairs(batch)] == pairs_computed_apart(rows)
     for i, row in enumerate(rows):

@@ -21,7 +21,7 @@ def make_examples(*sizes, seed=0):
 
 def batch_of(examples, rows=None, *, prefix=0):
     rows = tuple(range(len(examples))) if rows is None else tuple(rows)
-    width = -(-max(examples[i].read_tokens - prefix for i in rows) // 8) * 8
+    width = -(-max(examples[i].read_tokens for i in rows) // 8) * 8
     return make_batch(examples, Plan(rows, width), pad_id=PAD, prefix=prefix)
 
 
