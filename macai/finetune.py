@@ -37,7 +37,7 @@ from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
 from macai.models.prefix import can_share_prefix
 from macai.models.swiglu import fast_swiglu
-from macai.recipe import Recipe, dumps
+from macai.recipe import Recipe, differences, dumps, load_recipe
 from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
 from macai.train.evaluate import mean_loss
 from macai.train.events import Event, Started, Stopped, Summary, Validated, Validating
@@ -332,8 +332,13 @@ def _resume(run: _Run) -> None:
     saved = checkpoint.state["run"]
     if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
         raise TrainingError(
-            f"{run.out}: its run had another {' and '.join(different)}",
-            hint=f"{run.out / RECIPE} says which; or start anew with --force instead",
+            "\n  ".join(
+                [
+                    f"{run.out}: its run had another {' and '.join(different)}",
+                    *differences(load_recipe(run.out / RECIPE), run.recipe),
+                ]
+            ),
+            hint="resume with all it was started with, or start anew with --force instead",
         )
     restore(checkpoint, run.loaded.model, run.optimizer)
     run.progress = _Progress(**checkpoint.state["progress"])
@@ -358,7 +363,7 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
     return {
         "recipe": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
         "base model": base.weights,
-        "data": digest.hexdigest(),
+        "data set": digest.hexdigest(),
     }
 
 

@@ -169,6 +169,18 @@ class Recipe:
     train: Train = Train()
 
 
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """Return a line for each key of a table in which two recipes differ; data.path aside."""
+    old, new = asdict(before), asdict(now)
+    return [
+        f"{table}.{key} = {old[table][key]} there, {value} here"
+        for table in new
+        if isinstance(new[table], dict)
+        for key, value in new[table].items()
+        if old[table][key] != value and (table, key) != ("data", "path")
+    ]
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply overrides, each `key=value` or `table.key=value`.
 

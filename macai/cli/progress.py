@@ -113,7 +113,10 @@ class TrainingView:
             out.append(f"all rows begin with the same {event.shared_prefix}, computed once a batch")
         self.console.print("; ".join(out))
         if event.first_step:
-            self.console.print(f"resumed at step {event.first_step}")
+            done = (
+                ", the last one: nothing is left to do" if event.first_step == event.steps else ""
+            )
+            self.console.print(f"resumed at step {event.first_step}{done}")
         self.task = self.bars.add_task(
             "training", total=event.steps, completed=event.first_step, facts=""
         )

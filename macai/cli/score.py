@@ -1,6 +1,7 @@
 """`macai score`: how many replies of a model are exactly the JSON that was asked for."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,8 @@ def score(
 
     if replies is not None and replies.exists():
         raise OutputError(f"{replies} exists already", hint="choose another file for --replies")
+    if replies is not None and not os.access(replies.absolute().parent, os.W_OK):
+        raise OutputError(f"{replies}: its folder is missing or cannot be written to")
     rows = read_rows(data)[:limit]
     questions, expected = _split(rows)
     score_calls(expected, expected)  # refuses what no reply could equal before it takes minutes
@@ -83,7 +86,9 @@ def _split(rows: "list[Row]") -> "tuple[list[tuple[Message, ...]], list[str]]":
             problems.append(row.source)
     if problems:
         raise DataError(
-            "\n  ".join([f"{len(problems)} rows have no reply to compare with:", *problems]),
+            "\n  ".join(
+                [f"{len(problems)} of the rows without a reply to compare with:", *problems]
+            ),
             hint="the last message of a row must be the assistant's",
         )
     return questions, expected

@@ -45,6 +45,8 @@ def train(
     from macai.catalog import find_recipe
     from macai.recipe import load_recipe
 
+    if resume and force:
+        raise typer.BadParameter("--resume goes on with a run, and --force replaces it: give one")
     changes = list(override or [])
     if model is not None:
         changes.append(f"model={json.dumps(model)}")
@@ -93,7 +95,10 @@ def run_recipe(
             view.show(event)
     if isinstance(event, Stopped):
         number = stop_requested() or signal.SIGINT
-        print(f"stopped after step {event.step}; go on with --resume --out {out}", file=sys.stderr)
+        print(
+            f"stopped after step {event.step}; go on with the same command and --resume",
+            file=sys.stderr,
+        )
         raise typer.Exit(128 + number)
     assert isinstance(event, Summary)
     return event

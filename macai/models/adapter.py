@@ -248,7 +248,10 @@ def _require_shapes(
 
 def _read_weights(file: Path) -> dict[str, mx.array]:
     if not file.is_file():
-        raise AdapterError(f"{file.parent}: no {WEIGHTS} in it", hint="is the copy complete?")
+        raise AdapterError(
+            f"{file.parent}: no {WEIGHTS} in it",
+            hint="was its run stopped? macai train --resume goes on with it; or is a file missing?",
+        )
     try:
         weights, _ = load_arrays(file)
     except RuntimeError as e:

@@ -45,7 +45,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     file = folder / FILE
     if not file.is_file():
         raise TrainingError(
-            f"{folder}: no checkpoint to resume from", hint="leave --resume out to start anew"
+            f"{folder}: no checkpoint to resume from",
+            hint="start anew with --force instead of --resume",
         )
     try:
         arrays, metadata = load_arrays(file)

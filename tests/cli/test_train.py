@@ -199,7 +199,7 @@ def test_every_row_over_the_limit_is_listed(macai, folder, data, tmp_path):
         (["--model", "smollm2-135"], "'smollm2-135' is neither", "did you mean 'smollm2-135m'?"),
         (["--set", 'adapter.targets=["c_attn"]'], "no linear layer is called 'c_attn'", "q_proj"),
         (["--data", "gone.jsonl"], "gone.jsonl: no such file or folder", "--data takes"),
-        (["--resume"], "no checkpoint to resume from", "leave --resume out"),
+        (["--resume"], "no checkpoint to resume from", "--force instead of --resume"),
     ],
 )
 def test_a_wrong_word_is_one_message_with_a_hint(
@@ -280,7 +280,7 @@ def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(
     stopped = len([r for r in logged(out) if "loss" in r])
     total = len([r for r in logged(whole) if "loss" in r])
     assert 10 <= stopped < total
-    assert f"stopped after step {stopped}; go on with --resume --out {out}" in err
+    assert f"stopped after step {stopped}; go on with the same command and --resume" in err
     assert (out / FILE).is_file()
     result = macai("train", *command, "--resume")
     assert result.code == 0
@@ -307,8 +307,11 @@ def test_a_finished_run_resumed_is_the_same_run(macai, folder, whole_run, tmp_pa
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (["--set", "optimizer.learning_rate=1e-3"], "recipe"),
-        (["--data", "other"], "data"),
+        (
+            ["--set", "optimizer.learning_rate=1e-3"],
+            "recipe\n  optimizer.learning_rate = 0.01 there, 0.001 here",
+        ),
+        (["--data", "other"], "data set"),
         (["--model", "other"], "base model"),
     ],
 )
@@ -343,3 +346,9 @@ def test_a_second_interrupt_stops_at_once_and_leaves_nothing_half_written(folder
     assert (process.returncode, printed, err) == (130, "", "")
     assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml"]
     assert logged(out) == []  # not even the step at hand was waited for
+
+
+def test_resume_and_force_contradict_each_other(macai, tmp_path):
+    result = macai("train", "--out", tmp_path / "run", "--resume", "--force")
+    assert (result.code, result.out) == (2, "")
+    assert "--resume goes on with a run, and --force replaces it" in " ".join(result.err.split())

@@ -35,6 +35,17 @@ def test_it_is_the_same_to_the_last_bit_each_time(adapted, examples):
     assert first == measure(model, examples)
 
 
+def test_a_prefix_that_all_rows_share_does_not_change_it(adapted):
+    examples = make_examples(*((n + 9, learnt) for n, learnt in SIZES))
+    for example in examples:
+        example.ids[:9] = range(10, 19)
+    model = adapted()
+    *_, (_, _, expected) = measure(model, examples)
+    options = {"logits": _picked, "tokens": 100, "pad_id": PAD}
+    *_, (_, _, shared) = mean_loss(model, examples, prefix=9, **options)
+    assert shared == pytest.approx(expected, rel=1e-5)
+
+
 def test_dropout_is_off_meanwhile_and_on_again_after(adapted, examples):
     model = adapted(dropout=0.5)
     model.train()
