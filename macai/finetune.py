@@ -331,13 +331,10 @@ def _resume(run: _Run) -> None:
     checkpoint = load_checkpoint(run.out)
     saved = checkpoint.state["run"]
     if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
+        problem = f"{run.out}: its run had another {' and '.join(different)}"
+        changes = differences(load_recipe(run.out / RECIPE), run.recipe)
         raise TrainingError(
-            "\n  ".join(
-                [
-                    f"{run.out}: its run had another {' and '.join(different)}",
-                    *differences(load_recipe(run.out / RECIPE), run.recipe),
-                ]
-            ),
+            "\n  ".join([problem, *changes]),
             hint="resume with all it was started with, or start anew with --force instead",
         )
     restore(checkpoint, run.loaded.model, run.optimizer)

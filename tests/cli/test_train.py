@@ -112,7 +112,7 @@ def test_a_run_ends_with_one_line_of_json_and_an_adapter_that_helps(macai, folde
         summary["real_tokens"] / sum(r["seconds"] for r in steps)
     )
     assert "36 rows to learn from, 4 to check with" in result.err
-    assert "of the tokens computed are real" in result.err
+    assert "of a step's tokens are real" in result.err
     assert f"done: {summary['steps']} steps" in result.err
     assert names(out) == [
         "adapter_config.json", WEIGHTS, FILE, "metrics.jsonl", "recipe.toml"
@@ -309,7 +309,7 @@ def test_a_finished_run_resumed_is_the_same_run(macai, folder, whole_run, tmp_pa
     [
         (
             ["--set", "optimizer.learning_rate=1e-3"],
-            "recipe\n  optimizer.learning_rate = 0.01 there, 0.001 here",
+            "recipe\n  optimizer.learning_rate = 0.0002 there, 0.001 here",
         ),
         (["--data", "other"], "data set"),
         (["--model", "other"], "base model"),
