@@ -86,9 +86,7 @@ def _split(rows: "list[Row]") -> "tuple[list[tuple[Message, ...]], list[str]]":
             problems.append(row.source)
     if problems:
         raise DataError(
-            "\n  ".join(
-                [f"{len(problems)} of the rows without a reply to compare with:", *problems]
-            ),
+            "\n  ".join([f"rows without a reply to compare with: {len(problems)}", *problems]),
             hint="the last message of a row must be the assistant's",
         )
     return questions, expected

@@ -50,7 +50,7 @@ def _swiglu_vjp(
     outputs: tuple[mx.array, mx.array],
 ) -> tuple[mx.array, mx.array]:
     gate, x = primals
-    share = outputs[1]  # kept: computing it anew costs as much as the rest of this layer's products
+    share = outputs[1]  # kept: the backward pass would compute it anew
     silu = gate * share
     return cotangents[0] * x * (share + silu * (1 - share)), cotangents[0] * silu
 
