@@ -6,6 +6,10 @@ MacaiError
 ├── DataError           training rows that cannot be used; carries every bad row
 ├── ModelError          a model, tokenizer or file of weights that cannot be opened
 │   └── FormatError     a file that is not what its name says: truncated, wrong magic, absurd header
+├── PackageError        a Core ML package that is broken, or whose program cannot be run
+│   └── UnsupportedMilOpError  MIL operations the reference runtime does not know, all of them named
+├── ExportError         a function or model that cannot become a Core ML package
+│   └── UnsupportedOpError     MLX primitives without a lowering, all of them named
 ├── AdapterError        an adapter that does not belong to this base, or is incomplete
 ├── FetchError          a download that failed or whose checksum differs
 ├── OutputError         an output that exists already or cannot be written
@@ -43,6 +47,22 @@ class ModelError(MacaiError):
 
 class FormatError(ModelError):
     """A file that is not what its name says."""
+
+
+class PackageError(MacaiError):
+    """A Core ML package that is broken, or whose program cannot be run."""
+
+
+class UnsupportedMilOpError(PackageError):
+    """MIL operations the reference runtime does not know."""
+
+
+class ExportError(MacaiError):
+    """A function or model that cannot become a Core ML package."""
+
+
+class UnsupportedOpError(ExportError):
+    """MLX primitives without a lowering to MIL."""
 
 
 class AdapterError(MacaiError):

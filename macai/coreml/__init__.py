@@ -1,0 +1,1 @@
+"""MLX function to Core ML package: trace, graph, passes, lower, package."""

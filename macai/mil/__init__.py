@@ -1,0 +1,1 @@
+"""A reference runtime for Core ML packages: reads a saved .mlpackage and runs it in numpy."""
