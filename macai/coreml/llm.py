@@ -1,0 +1,161 @@
+"""A language model of mlx-lm, unmodified, as two functions that share weights and a state.
+
+    prefill: inputIds int32 [1, T], position int32 [1], last int32 [1] -> logits [1, 1, V]
+    decode:  inputIds int32 [1, 1], position int32 [1]                 -> logits [1, 1, V]
+
+Both write keys and values at `position` and after, into the states keyCache and valueCache,
+float16 [layers, 1, kv_heads, context, head_dim], and attend to all positions up to their own.
+`last` is the row of a prefill whose logits are wanted: the last token's; rows behind it are
+padding, whose keys are written over by what comes there later. position + T must not exceed the
+context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macai.coreml.api import ExportFunction
+from macai.coreml.lower import Settings
+from macai.errors import ExportError, UsageError
+
+KEYS, VALUES = "keyCache", "valueCache"
+# States of another width fail on the Neural Engine (coremltools#2631).
+CONTEXT_MULTIPLE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """The keys of a model, and alike its values: [layers, 1, kv_heads, context, head_dim]."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    def zeros(self, context: int, dtype: mx.Dtype) -> mx.array:
+        """Return an empty cache."""
+        return mx.zeros((self.layers, 1, self.kv_heads, context, self.head_dim), dtype)
+
+
+class _Store:
+    """The arrays that all layers of one call write into, as they are written."""
+
+    def __init__(self, keys: mx.array, values: mx.array) -> None:
+        self.keys, self.values = keys, values
+
+
+class _LayerCache:
+    """One layer's part of the store, where mlx-lm's attention expects its KVCache."""
+
+    def __init__(self, store: _Store, layer: int, offset: mx.array) -> None:
+        self._store, self._layer, self.offset = store, layer, offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [1, kv_heads, T, head_dim] at the offset; return all positions of the layer."""
+        store, layer = self._store, self._layer
+        start = mx.concatenate([mx.array([layer], dtype=mx.int32), self.offset])
+        store.keys = mx.slice_update(store.keys, keys[None], start, axes=(0, 3))
+        store.values = mx.slice_update(store.values, values[None], start, axes=(0, 3))
+        own = slice(layer, layer + 1)
+        return store.keys[own].squeeze(0), store.values[own].squeeze(0)
+
+    def make_mask(
+        self, rows: int, *, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
+        """Return which positions each of the next rows attends to, bool [rows, context]."""
+        columns = mx.arange(self._store.keys.shape[3])[None]
+        here = self.offset + mx.arange(rows)[:, None]
+        mask = columns <= here
+        return mask & (here - columns < window_size) if window_size else mask
+
+
+class _Shapes:
+    """A cache that only looks: what shape a layer's keys and values have."""
+
+    def __init__(self, seen: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+        self._seen, self.offset = seen, 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self._seen.append((tuple(keys.shape), tuple(values.shape)))
+        return keys, values
+
+    def make_mask(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def cache_shape(model: nn.Module) -> CacheShape:
+    """Return the shape of a model's keys and values.
+
+    Raises:
+        ExportError: its layers keep something else, or differ from each other.
+    """
+    from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+    kinds = {type(layer) for layer in make_prompt_cache(model)}
+    if others := sorted(k.__name__ for k in kinds - {KVCache, RotatingKVCache}):
+        raise ExportError(
+            f"this model's layers remember {', '.join(others)}, not only keys and values",
+            hint="recurrent and mixed models cannot be exported yet",
+        )
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    model(mx.zeros((1, 1), mx.int32), cache=[_Shapes(seen) for _ in model.layers])
+    shapes = {shape for pair in seen for shape in pair}
+    if len(seen) != len(model.layers) or len(shapes) != 1:
+        raise ExportError(
+            f"its layers' keys and values have {len(shapes)} shapes: {sorted(shapes)}",
+            hint="only models whose layers are alike can be exported",
+        )
+    _, kv_heads, _, head_dim = shapes.pop()
+    return CacheShape(layers=len(seen), kv_heads=kv_heads, head_dim=head_dim)
+
+
+def llm_functions(
+    model: nn.Module, *, context: int, prefill: Sequence[int] = (64,), precision: str = "fp16"
+) -> dict[str, ExportFunction]:
+    """Return the functions of a language model's package.
+
+    Args:
+        model: mlx-lm's; its weights are exported as they are now.
+        context: The most positions it keeps, a multiple of 32.
+        prefill: How many tokens of a prompt are taken at once. With several lengths the functions
+            are called prefill_<length>.
+        precision: "fp16" or "fp32".
+    """
+    if context % CONTEXT_MULTIPLE or context < CONTEXT_MULTIPLE:
+        raise UsageError(f"a context of {context}", hint=f"a multiple of {CONTEXT_MULTIPLE}")
+    if bad := [n for n in prefill if not 1 < n <= context]:
+        raise UsageError(f"a prefill of {bad[0]} tokens", hint=f"2 to the context, {context}")
+    shape = cache_shape(model)
+    dtype = mx.float16 if precision == "fp16" else mx.float32
+    states = {name: shape.zeros(context, dtype) for name in (KEYS, VALUES)}
+    settings = Settings(precision=precision, positions=context)
+
+    def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:
+        store = _Store(*arrays)
+        caches = [_LayerCache(store, n, position) for n in range(shape.layers)]
+        logits = model(ids, cache=caches)
+        if last is not None:
+            logits = mx.slice(logits, last, axes=(1,), slice_size=(1, 1, logits.shape[2]))
+        return logits, store.keys, store.values
+
+    def function(rows: int) -> ExportFunction:
+        number = mx.zeros((1,), mx.int32)
+        inputs = {"inputIds": mx.zeros((1, rows), mx.int32), "position": number}
+        fn: Any = lambda ids, position, *states: run(ids, position, None, *states)  # noqa: E731
+        if rows > 1:
+            inputs["last"] = number
+            fn = run
+        return ExportFunction(
+            fn=fn,
+            inputs=inputs,
+            outputs=("logits",),
+            states=states,
+            weights=model,
+            settings=settings,
+        )
+
+    names = ["prefill"] if len(prefill) == 1 else [f"prefill_{n}" for n in prefill]
+    made = {name: function(rows) for name, rows in zip(names, prefill, strict=True)}
+    return made | {"decode": function(1)}

@@ -1,0 +1,311 @@
+"""A graph to one function of a MIL program, through coremltools' builder."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import Function, types
+from coremltools.converters.mil.mil.types.symbolic import any_symbolic
+
+from macai.coreml.graph import Graph, Node, Value
+from macai.coreml.ops import OPS, Var
+from macai.coreml.states import state_chain
+from macai.errors import ExportError, UnsupportedOpError
+
+# Where float16 ends, with room for what is added to it: masks are -3e38 or -inf in many models.
+_LARGEST = 6e4
+_FP = ("fp16", "fp32")
+MIL_TYPES: dict[str, Any] = {
+    "fp16": types.fp16,
+    "fp32": types.fp32,
+    "int32": types.int32,
+    "bool": types.bool,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a graph is lowered.
+
+    Attributes:
+        precision: Type of floats: "fp16", where float32 is kept for what needs it, or "fp32".
+        positions: The number of positions RoPE has tables for; None computes its angles in the
+            graph where they are not known.
+        fused_attention: Whether attention is one op (iOS 18); else matmul, softmax, matmul.
+        compress: How a weight is stored, asked with its path and its array: see compress.py.
+    """
+
+    precision: str = "fp16"
+    positions: int | None = None
+    fused_attention: bool = True
+
+
+@dataclass(slots=True)
+class Lowering:
+    """What the op functions share while one graph is lowered."""
+
+    graph: Graph
+    settings: Settings
+    scope: str
+    keep32: frozenset[str] = frozenset()
+    states: dict[str, Var] = field(default_factory=dict)  # by name of a value in a state's chain
+    values: dict[str, Var] = field(default_factory=dict)
+    _half: bool = field(init=False)
+    _cache: dict[Hashable, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        floats = {c.dtype for c in self.graph.constants.values()}
+        self._half = bool(floats & {mx.float16, mx.bfloat16})
+
+    def mil_type(self, value: Value) -> str:
+        """Return the MIL type a traced value is lowered to.
+
+        A float32 in a model of half precision was asked for by the model, and stays.
+        """
+        if value.name in self.states:
+            return "fp16"  # Core ML keeps no state of another type
+        if not value.is_float:
+            return "bool" if value.dtype == "bool" else "int32"
+        if self.settings.precision == "fp32" or value.name in self.keep32:
+            return "fp32"
+        return "fp32" if self._half and value.dtype == "float32" else "fp16"
+
+    def loose(self, value: Value) -> Var:
+        """Return the MIL value, which may lack what broadcasting would add to its shape."""
+        if value.name not in self.values:
+            self.values[value.name] = self.weight(value, self.mil_type(value))
+        return self.values[value.name]
+
+    def var(self, value: Value) -> Var:
+        """Return the MIL value in the traced shape."""
+        loose = self.loose(value)
+        if loose.shape == value.shape:
+            return loose
+        return self.once(("broadcast", value.name), lambda: _broadcast(loose, value.shape))
+
+    def array(self, value: Value) -> np.ndarray | None:
+        """Return a constant as numpy (bfloat16 as float32), or None if it is not known now."""
+        constant = self.graph.constants.get(value.name)
+        if constant is None:
+            return None
+        if constant.dtype == mx.bfloat16:
+            constant = constant.astype(mx.float32)
+        mx.eval(constant)
+        return np.array(constant, copy=False)
+
+    def weight(self, value: Value, mil_type: str) -> Var:
+        """Return a constant of the graph as a MIL const of `mil_type`, one for all its uses."""
+        array = self.array(value)
+        if array is None:
+            raise KeyError(value.name)
+        name = self.graph.weights.get(value.name, "")
+        return self.once(
+            ("const", value.name, mil_type), lambda: self.const(array, mil_type, name=name)
+        )
+
+    def const(self, array: Any, mil_type: str, *, name: str = "") -> Var:
+        """Return a new MIL const; one with a name is stored once for all functions."""
+        array = as_type(np.asarray(array), mil_type)
+        if not name:
+            return mb.const(val=array)
+        var = mb.const(val=array, name=mil_name(name))
+        var.op.weight_id = f"{name}:{mil_type}"
+        return var
+
+    def cast(self, var: Var, mil_type: str) -> Var:
+        """Return `var` in another type, cast once."""
+        if var.dtype == MIL_TYPES[mil_type]:
+            return var
+        return self.once(("cast", var.name, mil_type), lambda: _cast(var, mil_type))
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what `make` returned when first called with this key."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+
+def lower(
+    graph: Graph,
+    settings: Settings,
+    *,
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    states: Mapping[str, int] | None = None,
+    keep32: frozenset[str] = frozenset(),
+    opset: Any,
+) -> Any:
+    """Return a MIL Function.
+
+    Args:
+        graph: What is lowered. Its inputs are `inputs`, then the states; its outputs likewise.
+        settings: Precision and forms.
+        name: What the function is called.
+        inputs: A name for each input that is not a state.
+        outputs: A name for each output that is not a state.
+        states: State names, each with the place of its input among the graph's inputs; the states
+            come back in this order after the other outputs.
+        keep32: Names of values that stay float32.
+        opset: The coremltools target.
+
+    Raises:
+        UnsupportedOpError: primitives without a lowering, all of them.
+        ExportError: a lowering whose result has another shape or type than was traced.
+    """
+    states = states or {}
+    check_supported(graph)
+    placeholders = {}
+    specs: dict[str, Any] = {}
+    lowering = Lowering(graph, settings, name, keep32)
+    for label, value in zip(inputs, graph.inputs, strict=False):
+        specs[label] = mb.TensorSpec(value.shape or (1,), MIL_TYPES[lowering.mil_type(value)])
+        placeholders[label] = value
+    for label, place in states.items():
+        specs[label] = mb.StateTensorSpec(graph.inputs[place].shape, types.fp16)
+    with Function(specs, opset_version=opset) as function:
+        for label, value in placeholders.items():
+            var = function.inputs[label]
+            lowering.values[value.name] = (
+                var if value.shape else mb.squeeze(x=var, name=f"{label}_scalar")
+            )
+        finals = graph.outputs[len(outputs) :]
+        chains = {}
+        for (label, place), final in zip(states.items(), finals, strict=True):
+            state = function.inputs[label]
+            chain = state_chain(graph, graph.inputs[place], final)
+            lowering.states |= dict.fromkeys(chain, state)
+            chains[label] = (state, final, chain)
+            lowering.values[graph.inputs[place].name] = mb.read_state(input=state)
+        for node in graph.nodes:
+            _lower_node(lowering, node)
+        for state, final, chain in chains.values():
+            if final.name not in chain:  # not written piece by piece
+                mb.coreml_update_state(
+                    state=state, value=lowering.cast(lowering.var(final), "fp16")
+                )
+        function.set_outputs(
+            [_output(lowering, v, label) for v, label in zip(graph.outputs, outputs, strict=False)]
+        )
+    return function
+
+
+def check_supported(graph: Graph) -> None:
+    """Raise UnsupportedOpError naming every kind of node that has no lowering."""
+    missing: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        entry = OPS.get(node.op)
+        reason = "no lowering" if entry is None else entry.accepts and entry.accepts(node)
+        if reason:
+            missing.setdefault(f"{node.op}: {reason}", []).append(node)
+    if missing:
+        lines = [
+            f"{what} ({len(nodes)}x, first {_place(nodes[0])})" for what, nodes in missing.items()
+        ]
+        raise UnsupportedOpError(
+            "these primitives cannot be exported:\n  " + "\n  ".join(lines),
+            hint="docs/ops.md lists what can",
+        )
+
+
+def _place(node: Node) -> str:
+    return f"after {node.where}" if node.where else "near the inputs"
+
+
+def as_type(array: np.ndarray, mil_type: str) -> np.ndarray:
+    """Return a constant in the numpy type of `mil_type`; float16 is held within its range."""
+    if mil_type == "fp16" and array.dtype != np.float16:
+        array = (
+            np.clip(array, -_LARGEST, _LARGEST)
+            if np.abs(array).max(initial=0) > _LARGEST
+            else array
+        )
+    if mil_type == "fp16" and np.isinf(array).any():
+        array = np.clip(array, -_LARGEST, _LARGEST)
+    kind = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}[mil_type]
+    return np.asarray(array, dtype=kind)
+
+
+def mil_name(path: str) -> str:
+    """Return a parameter's path as MIL spells names."""
+    return "".join(c if c.isalnum() else "_" for c in path)
+
+
+def _lower_node(lowering: Lowering, node: Node) -> None:
+    entry = OPS[node.op]
+    get = lowering.loose if entry.broadcasts else lowering.var
+    operands = [get(v) for v in node.inputs]
+    if entry.casts:
+        kind = _compute_type(lowering, node)
+        operands = [
+            lowering.cast(var, kind) if v.is_float else var
+            for v, var in zip(node.inputs, operands, strict=True)
+        ]
+    try:
+        result = entry.lower(lowering, node, *operands)
+    except (ValueError, TypeError, KeyError, NotImplementedError) as e:
+        raise ExportError(f"{node}: {e}") from e
+    results = result if isinstance(result, tuple) else (result,)
+    for value, var in zip(node.outputs, results, strict=True):
+        lowering.values[value.name] = _checked(lowering, node, value, var, entry.broadcasts)
+
+
+def _compute_type(lowering: Lowering, node: Node) -> str:
+    """The float type of a node's operands: the result's, or of a comparison the widest."""
+    if node.outputs[0].is_float:
+        return lowering.mil_type(node.outputs[0])
+    wide = any(v.is_float and lowering.mil_type(v) == "fp32" for v in node.inputs)
+    return "fp32" if wide else "fp16"
+
+
+def _checked(lowering: Lowering, node: Node, value: Value, var: Var, broadcasts: bool) -> Var:
+    """Return `var` in the type the trace asks for; ExportError if its shape is another."""
+    kind = lowering.mil_type(value)
+    if var.dtype != MIL_TYPES[kind]:
+        if kind not in _FP or var.dtype not in (types.fp16, types.fp32):
+            raise ExportError(f"{node}: lowered to {types.builtin_to_string(var.dtype)}")
+        var = lowering.cast(var, kind)
+    shape = tuple(var.shape)
+    fits = shape == value.shape or (broadcasts and _broadcasts(shape, value.shape))
+    if not fits and not any_symbolic(shape):
+        raise ExportError(f"{node}: lowered to shape {list(shape)}")
+    state = lowering.states.get(value.name)
+    return mb.coreml_update_state(state=state, value=var) if state is not None else var
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(
+        a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False)
+    )
+
+
+def _broadcast(var: Var, shape: tuple[int, ...]) -> Var:
+    if var.val is not None:
+        return mb.const(val=np.broadcast_to(var.val, shape).copy())
+    padded = (1,) * (len(shape) - len(var.shape)) + tuple(var.shape)
+    if padded != tuple(var.shape):
+        var = mb.reshape(x=var, shape=padded)
+    if padded == shape:
+        return var
+    return mb.tile(x=var, reps=[s // p for s, p in zip(shape, padded, strict=True)])
+
+
+def _cast(var: Var, mil_type: str) -> Var:
+    if var.val is not None and not var.op.op_type.startswith("constexpr"):
+        return mb.const(val=as_type(np.asarray(var.val), mil_type))
+    return mb.cast(x=var, dtype=mil_type)
+
+
+def _output(lowering: Lowering, value: Value, label: str) -> Var:
+    """Return an output under its name; an input or a constant needs an op to carry it."""
+    var = lowering.var(value)
+    return mb.identity(x=var, name=label)
+
+
+def primitive_counts(graph: Graph) -> Counter[str]:
+    """Return how many nodes of each op a graph has."""
+    return Counter(node.op for node in graph.nodes)

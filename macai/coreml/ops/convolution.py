@@ -1,0 +1,95 @@
+"""Convolutions: MLX holds channels last, Core ML first."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+
+from macai.coreml.graph import Node
+from macai.coreml.ops.table import Var, lowers
+
+if TYPE_CHECKING:
+    from macai.coreml.lower import Lowering
+
+
+def _supported(node: Node) -> str | None:
+    input_dilation, flip = node.arguments[4], node.arguments[6]
+    return "a flipped kernel" if flip and max(input_dilation) == 1 else None
+
+
+@lowers("Convolution", accepts=_supported)
+def convolution(lowering: "Lowering", node: Node, x: Var, weight: Var) -> Var:
+    """[B, *spatial, in] and [out, *kernel, in / groups] -> [B, *spatial, out], 1 to 3 of them.
+
+    With a dilated input it is the transposed convolution of that stride.
+    """
+    n = len(node.arguments[0])
+    first, last = [0, n + 1, *range(1, n + 1)], [0, *range(2, n + 2), 1]
+    channels_first = mb.transpose(x=x, perm=first)
+    if max(node.arguments[4]) > 1:
+        y = _transposed(lowering, node, channels_first, [node.outputs[0].shape[i] for i in first])
+    else:
+        y = _plain(lowering, node, channels_first, weight, first)
+    return mb.transpose(x=y, perm=last)
+
+
+def _plain(lowering: "Lowering", node: Node, x: Var, weight: Var, first: list[int]) -> Var:
+    stride, low, high, dilation, _, groups, _ = node.arguments
+    array = lowering.array(node.inputs[1])
+    if array is None:
+        kernel = mb.transpose(x=weight, perm=first)
+    else:
+        kernel = _stored(lowering, node, np.moveaxis(array, -1, 1), "channels_first")
+    return mb.conv(
+        x=x,
+        weight=kernel,
+        strides=list(stride),
+        dilations=list(dilation),
+        groups=groups,
+        pad_type="custom",
+        pad=[p for pair in zip(low, high, strict=True) for p in pair],
+    )
+
+
+def _transposed(lowering: "Lowering", node: Node, x: Var, shape: list[int]) -> Var:
+    _, low, high, dilation, input_dilation, groups, flip = node.arguments
+    array = lowering.array(node.inputs[1])
+    if array is None:
+        raise ValueError("the kernel of a transposed convolution is computed from the inputs")
+    size = array.shape[1:-1]
+    if not flip:  # MLX slides it over the spread input; what is flipped lies as MIL wants it
+        array = np.flip(array, axis=tuple(range(1, array.ndim - 1)))
+    # [out, *kernel, in / groups] to MIL's [in, out / groups, *kernel]
+    out, per_group = array.shape[0] // groups, array.shape[-1]
+    split = np.moveaxis(array.reshape(groups, out, *size, per_group), -1, 1)
+    kernel = split.reshape(groups * per_group, out, *size)
+    spread = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+    sides = zip(spread, low, high, strict=True)
+    return mb.conv_transpose(
+        x=x,
+        weight=_stored(lowering, node, kernel, "transposed"),
+        strides=list(input_dilation),
+        dilations=list(dilation),
+        groups=groups,
+        pad_type="custom",
+        pad=[max(pad, 0) for s, before, after in sides for pad in (s - before, s - after)],
+        output_shape=shape,
+    )
+
+
+def _stored(lowering: "Lowering", node: Node, array: np.ndarray, how: str) -> Var:
+    path = lowering.graph.weights.get(node.inputs[1].name, "")
+    return lowering.const(array, lowering.mil_type(node.outputs[0]), name=path and f"{path}.{how}")
+
+
+@lowers("UpsampleNearest")
+def upsample_nearest(lowering: "Lowering", node: Node, x: Var) -> Var:
+    """[B, H, W, C] -> [B, s H, s W, C]."""
+    sizes = zip(node.outputs[0].shape[1:3], node.inputs[0].shape[1:3], strict=True)
+    scales = [np.float32(out / size) for out, size in sizes]
+    y = mb.upsample_nearest_neighbor(
+        x=mb.transpose(x=x, perm=[0, 3, 1, 2]),
+        scale_factor_height=scales[0],
+        scale_factor_width=scales[1],
+    )
+    return mb.transpose(x=y, perm=[0, 2, 3, 1])

@@ -1,0 +1,23 @@
+"""Which values of a graph are versions of a state: what each write into a part of it gives."""
+
+from macai.coreml.graph import Graph, Value
+
+_WRITES = {"DynamicSliceUpdate", "SliceUpdate"}
+
+
+def state_chain(graph: Graph, first: Value, last: Value) -> list[str]:
+    """Return the names of the values from the first write into a state to the last, in order.
+
+    Empty when `last` is not `first` with parts written over, one after another: then it is a new
+    value of the whole state.
+    """
+    producers = graph.producers()
+    chain: list[str] = []
+    value = last
+    while value.name != first.name:
+        node = producers.get(value.name)
+        if node is None or node.op not in _WRITES:
+            return []
+        chain.append(value.name)
+        value = node.inputs[0]
+    return chain[::-1]
