@@ -1,0 +1,25 @@
+"""The operations, a family a module; importing this fills the table."""
+
+from macai.mil.ops import (
+    activation,
+    binary,
+    compression,
+    control,
+    linear,
+    normalization,
+    reduction,
+    scatter_gather,
+    shape,
+    slicing,
+    state,
+    tensor,
+    transformer,
+    unary,
+)
+from macai.mil.registry import OPS as OPS
+
+__all__ = ["OPS"]
+_FAMILIES = (
+    activation, binary, compression, control, linear, normalization, reduction, scatter_gather,
+    shape, slicing, state, tensor, transformer, unary,
+)  # fmt: skip

@@ -1,0 +1,58 @@
+"""Constants of a prepared function, decoded when first needed and kept within a budget."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+SMALL_BYTES = 1 << 16
+
+
+class WeightCache:
+    """How much memory decoded weights may still take; shared by all functions of a package.
+
+    Weights are used in the same order in every run, so whichever came first stays: replacing the
+    least recently used would throw each away just before its next use.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.left_bytes = limit_bytes
+
+    def take(self, size: int) -> bool:
+        """Return whether `size` bytes may be kept, and count them if so."""
+        if size > self.left_bytes:
+            return False
+        self.left_bytes -= size
+        return True
+
+
+class Constant:
+    """A value known before a run: a weight, or an operation on weights."""
+
+    def __init__(self, read: Callable[[], Any], cache: WeightCache) -> None:
+        self._read = read
+        self._cache = cache
+        self._kept: Any = None
+
+    def raw(self) -> Any:
+        """Return it as it is stored, such as float16 or uint8."""
+        return self._read()
+
+    def get(self) -> Any:
+        """Return it as a run computes with it: floats in float32, anything else as it is."""
+        if self._kept is not None:
+            return self._kept
+        value = self._read()
+        if not isinstance(value, np.ndarray):
+            self._kept = value
+            return value
+        decoded = compute_array(value)
+        owned = 0 if np.may_share_memory(decoded, value) else decoded.nbytes
+        if self._cache.take(owned):
+            self._kept = decoded
+        return decoded
+
+
+def compute_array(value: np.ndarray) -> np.ndarray:
+    """Return floats as float32, all else unchanged; no copy of what is right already."""
+    return value.astype(np.float32, copy=False) if value.dtype.kind == "f" else value
