@@ -86,7 +86,7 @@ def clock_words(hour: int, minute: int) -> list[str]:
     return []
 
 
-def say_time(hour: int, minute: int, rng: random.Random, *, short: bool) -> str:
+def say_time(hour: int, minute: int, rng: random.Random, *, short: bool, drill: bool) -> str:
     """Say a time of day (hour 0 to 23) so that the rules of README.md give it back.
 
     Args:
@@ -94,13 +94,17 @@ def say_time(hour: int, minute: int, rng: random.Random, *, short: bool) -> str:
         minute: From 0 to 59.
         rng: What chooses between the ways.
         short: Whether only one-word forms such as "7:30", "07:30" and "7 am" will do.
+        drill: Whether the forms with something to work out come far more often than in speech.
     """
     face, after = hour % 12 or 12, hour > 12
     digits = f"{face}{rng.choice(':::.')}{minute:02d}" if minute else str(face)
+    words = [] if short else clock_words(face, minute)
     # Adding twelve is the hard part of the task: a minority of the times ask for it.
-    if after and rng.random() < 0.6:
+    if after and rng.random() < (0.25 if drill else 0.6):
         return f"{hour}:{minute:02d}"
     part = "evening" if hour > 17 else "afternoon" if after else "morning"
+    if drill and words and rng.random() < 0.6:
+        return rng.choice(words) + (f" in the {part}" if after else "")
     suffixes = [" pm", "pm"] if hour >= 12 else [" am", "am"]
     if not short and hour != 12:
         suffixes.append(f" in the {part}")
@@ -108,7 +112,6 @@ def say_time(hour: int, minute: int, rng: random.Random, *, short: bool) -> str:
     if after:
         return said
     forms = [said, f"{hour:02d}:{minute:02d}", *([digits] if minute else [])]
-    words = [] if short else clock_words(face, minute)
     return rng.choice([*forms, *words])
 
 
@@ -132,14 +135,19 @@ def say_duration(kind: str, number: int, rng: random.Random, *, adjective: bool)
 
 
 def faces(split: str, hours: range) -> list[tuple[int, int]]:
-    """Return the times of a split: the multiples of five, and a few of the minutes between."""
-    return [
+    """Return the times of a split: the multiples of five, and a few of the minutes between.
+
+    Train has those that are said in words three times over.
+    """
+    found = [
         (hour, minute)
         for hour in hours
         for minute in range(60)
         if split_of_clock(hour, minute) == split
         and (minute % 5 == 0 or (7 * hour + minute) % 23 == 0)
     ]
+    worded = [(h, m) for h, m in found if split == "train" and clock_words(h % 12 or 12, m)]
+    return found + 2 * worded
 
 
 def durations(split: str) -> list[tuple[str, int]]:
@@ -159,7 +167,7 @@ class Speaker:
 
     def __init__(self, split: str, rng: random.Random) -> None:
         written = json.loads((HERE / "values.json").read_text(encoding="utf-8"))
-        self.rng = rng
+        self.rng, self.split = rng, split
         self.words = {kind: cycle(lists[split], rng) for kind, lists in written.items()}
         numbers = [n for n in range(5, 101) if split_of_number(n) == split]
         degrees = [n for n in (*range(15, 29), *range(60, 80)) if n in numbers]
@@ -195,7 +203,7 @@ class Speaker:
 
     def _time(self, intent: str, *, short: bool) -> Value:
         hour, minute = next(self.clocks[intent])
-        said = say_time(hour, minute, self.rng, short=short)
+        said = say_time(hour, minute, self.rng, short=short, drill=self.split == "train")
         return said, f"{hour:02d}:{minute:02d}"
 
     def _duration(self, field: str, lengths: Iterator[tuple[str, int]]) -> Value:
