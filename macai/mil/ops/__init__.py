@@ -5,8 +5,12 @@ from macai.mil.ops import (
     binary,
     compression,
     control,
+    convolution,
+    image,
     linear,
     normalization,
+    pool,
+    recurrent,
     reduction,
     scatter_gather,
     shape,
@@ -20,6 +24,6 @@ from macai.mil.registry import OPS as OPS
 
 __all__ = ["OPS"]
 _FAMILIES = (
-    activation, binary, compression, control, linear, normalization, reduction, scatter_gather,
-    shape, slicing, state, tensor, transformer, unary,
+    activation, binary, compression, control, convolution, image, linear, normalization, pool,
+    recurrent, reduction, scatter_gather, shape, slicing, state, tensor, transformer, unary,
 )  # fmt: skip
