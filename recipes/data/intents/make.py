@@ -39,11 +39,7 @@ ROWS = {
     | dict.fromkeys(("alarm.set", "timer.start", "reminder.create", "calendar.add"), 14)
     | {"weather.get": 14},
 }
-"""How many rows of each intent; train has one for each of its patterns, and for each opened one."""
-
-TWICE = ("alarm.set", "reminder.create", "calendar.add", "music.play")
-"""Intents with most to work out or to leave out: train has their patterns once more, opened in
-another way and with other values, and those with a time of day, the hardest slot, a third time."""
+"""How many rows of each intent; train has one for each of its patterns, two if it has a time."""
 
 OPENERS = ("hey, ", "okay, ", "um, ", "so, ", "right, ", "alright, ", "listen, ", "sorry, ")
 
@@ -100,7 +96,7 @@ def say_time(hour: int, minute: int, rng: random.Random, *, short: bool, drill: 
     digits = f"{face}{rng.choice(':::.')}{minute:02d}" if minute else str(face)
     words = [] if short else clock_words(face, minute)
     # Adding twelve is the hard part of the task: a minority of the times ask for it.
-    if after and rng.random() < (0.25 if drill else 0.6):
+    if after and rng.random() < (0.35 if drill else 0.6):
         return f"{hour}:{minute:02d}"
     part = "evening" if hour > 17 else "afternoon" if after else "morning"
     if drill and words and rng.random() < 0.6:
@@ -236,9 +232,25 @@ def make_row(intent: str, pattern: str, speaker: Speaker) -> dict[str, Any]:
     }
 
 
-def opened(patterns: list[str], *, first: int) -> list[str]:
-    """Put an opener before each pattern, in turn, beginning with number `first`."""
-    return [OPENERS[(first + i) % len(OPENERS)] + p for i, p in enumerate(patterns)]
+def opened(pattern: str, rng: random.Random) -> str:
+    """Put an opener before a pattern, in place of the one it has if it has one."""
+    own = next((opener for opener in OPENERS if pattern.startswith(opener)), "")
+    return rng.choice([o for o in OPENERS if o != own]) + pattern.removeprefix(own)
+
+
+def train_patterns(written: list[str], rng: random.Random) -> list[str]:
+    """Return the patterns of train's rows, all different.
+
+    Those with a time of day, the hardest slot, come as they are and once more with an opener; of
+    the others, one in six has an opener, or openers would be a sign of a time.
+    """
+    patterns = []
+    for pattern in written:
+        if "{time" in pattern:
+            patterns += [pattern, opened(pattern, rng)]
+        else:
+            patterns.append(opened(pattern, rng) if rng.random() < 1 / 6 else pattern)
+    return patterns
 
 
 def make_split(split: str) -> list[dict[str, Any]]:
@@ -249,9 +261,8 @@ def make_split(split: str) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for intent in SLOTS:
         written = patterns[intent][split]
-        if split == "train" and intent in TWICE:
-            timed = [p for p in opened(written, first=3) if "{time" in p]
-            written = [*written, *opened(written, first=0), *timed]
+        if split == "train":
+            written = train_patterns(written, rng)
         wanted = len(rows) + (len(written) if split == "train" else ROWS[split][intent])
         for pattern in cycle(written, rng):
             row = make_row(intent, pattern, speaker)
