@@ -19,12 +19,15 @@ from macai.cli import (
     chat,
     convert,
     doctor,
+    export,
     fuse,
     generate,
     quickstart,
     recipes,
+    run,
     score,
     train,
+    verify,
 )
 from macai.errors import MacaiError
 from macai.models.blas import load_fast_blas
@@ -54,7 +57,10 @@ _add(chat.chat)
 _add(score.score)
 _add(fuse.fuse)
 _add(convert.convert)
+_add(verify.verify)
+_add(run.run)
 _add(doctor.doctor)
+app.add_typer(export.app)
 app.add_typer(recipes.app)
 
 

@@ -51,19 +51,20 @@ def generate(
     from macai.generate.sample import make_sampler
     from macai.generate.stop import StopMatcher
 
-    text = _read_prompt(prompt)
+    text = read_prompt(prompt)
     sampler = make_sampler(temperature=temperature, top_p=top_p)
     StopMatcher(stop or ())  # refuses an empty string before a large model is loaded
     loaded = open_model(model, adapter, seed)
     prompt_ids = user_prompt(loaded, text, system=system, raw=raw)
     tokens = decode(loaded, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop=stop or ())
     if as_json:
-        print(json.dumps(_measure(tokens, len(prompt_ids)), ensure_ascii=False))
+        print(json.dumps(measure(tokens, len(prompt_ids)), ensure_ascii=False))
     else:
-        _stream(tokens)
+        stream_text(tokens)
 
 
-def _read_prompt(argument: str | None) -> str:
+def read_prompt(argument: str | None) -> str:
+    """Return what the user says: the argument, or all of stdin."""
     from macai.errors import UsageError
 
     if argument not in (None, "-"):
@@ -78,7 +79,8 @@ def _read_prompt(argument: str | None) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _stream(tokens: "Generator[Token, None, None]") -> None:
+def stream_text(tokens: "Generator[Token, None, None]") -> None:
+    """Print a reply as it comes."""
     ends_line = True
     with closing(tokens):
         try:
@@ -92,7 +94,8 @@ def _stream(tokens: "Generator[Token, None, None]") -> None:
     print(end="" if ends_line else "\n", flush=True)
 
 
-def _measure(tokens: "Iterator[Token]", prompt_tokens: int) -> dict[str, Any]:
+def measure(tokens: "Iterator[Token]", prompt_tokens: int) -> dict[str, Any]:
+    """Return a reply with its speed, as `--json` prints it."""
     import mlx.core as mx
 
     mx.reset_peak_memory()

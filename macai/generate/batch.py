@@ -56,7 +56,7 @@ def generate_batch(
     Raises:
         UsageError: a prompt is empty or too long for the context, or `max_tokens` not positive.
     """
-    limits = [token_limit(loaded, prompt, max_tokens) for prompt in prompts]
+    limits = [token_limit(loaded.config, prompt, max_tokens) for prompt in prompts]
     run = _run_batch if _batch_caches(loaded.model, [0]) else _run_single
     lengths = [len(p) + limit for p, limit in zip(prompts, limits, strict=True)]
     replies: dict[int, Reply] = {}

@@ -1,6 +1,6 @@
 """The decoding loop: prompt ids in, tokens with their text out, one at a time."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -65,19 +65,18 @@ def generate(
         UsageError: the prompt is empty or leaves no room in the model's context, `max_tokens` is
             not positive, or a stop string is empty; raised at once, not at the first token.
     """
-    limit = token_limit(loaded, prompt_ids, max_tokens)
-    matcher = StopMatcher(stop)
+    limit = token_limit(loaded.config, prompt_ids, max_tokens)
     steps = _steps(cache or PromptCache(loaded.model), prompt_ids, limit, sampler, prefill_step)
-    return _tokens(loaded, steps, limit, matcher)
+    return stream(loaded.tokenizer, loaded.eos_token_ids, steps, limit=limit, stop=stop)
 
 
-def token_limit(loaded: LoadedModel, prompt_ids: Sequence[int], max_tokens: int) -> int:
-    """Return how many tokens may follow the prompt; UsageError if none."""
+def token_limit(config: dict[str, Any], prompt_ids: Sequence[int], max_tokens: int) -> int:
+    """Return how many tokens may follow the prompt by a model's config; UsageError if none."""
     if max_tokens < 1:
         raise UsageError(f"max_tokens must be 1 or more, got {max_tokens}")
     if not prompt_ids:
         raise UsageError("the prompt is empty")
-    context = context_length(loaded.config)
+    context = context_length(config)
     if context is None:
         return max_tokens
     if len(prompt_ids) >= context:
@@ -98,12 +97,31 @@ def context_length(config: dict[str, Any]) -> int | None:
     return None
 
 
-def _tokens(
-    loaded: LoadedModel, steps: Iterator[tuple[int, float]], limit: int, matcher: StopMatcher
+def stream(
+    tokenizer: Any,
+    eos_token_ids: Container[int],
+    steps: Iterator[tuple[int, float]],
+    *,
+    limit: int,
+    stop: Sequence[str] = (),
 ) -> Generator[Token, None, None]:
-    text = TextStream(loaded.tokenizer)
+    """Turn ids and their log-probabilities, whatever computes them, into tokens until one ends it.
+
+    `limit` is how many there may be; UsageError for an empty stop string, raised at once.
+    """
+    return _tokens(tokenizer, eos_token_ids, steps, limit, StopMatcher(stop))
+
+
+def _tokens(
+    tokenizer: Any,
+    eos_token_ids: Container[int],
+    steps: Iterator[tuple[int, float]],
+    limit: int,
+    matcher: StopMatcher,
+) -> Generator[Token, None, None]:
+    text = TextStream(tokenizer)
     for count, (token_id, logprob) in enumerate(steps, 1):
-        ends = token_id in loaded.eos_token_ids
+        ends = token_id in eos_token_ids
         piece = "" if ends else text.add(token_id)
         if ends or count == limit:
             piece += text.flush()

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from macai.data.rows import Message
 from macai.data.tokens import render
 from macai.errors import UsageError
-from macai.models.load import LoadedModel
+from macai.models.load import Tokenized
 
 
 def user_prompt(
-    loaded: LoadedModel, text: str, *, system: str | None = None, raw: bool = False
+    loaded: Tokenized, text: str, *, system: str | None = None, raw: bool = False
 ) -> list[int]:
     """Return the ids of one question; through the chat template, where there is one.
 
     Args:
-        loaded: The model.
+        loaded: The model, or its tokenizer alone.
         text: What the user says.
         system: Instructions that come before it; only with a chat template.
         raw: Leave the template out and let the model continue `text` itself.
@@ -36,7 +36,7 @@ def user_prompt(
     return list(loaded.tokenizer.encode(text))
 
 
-def chat_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
+def chat_prompt(loaded: Tokenized, messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation up to where the assistant speaks next.
 
     They are those that training uses: the template's text, with no special tokens added to it.
@@ -51,7 +51,7 @@ def chat_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
     return list(loaded.tokenizer.encode(text, add_special_tokens=False))
 
 
-def require_template(loaded: LoadedModel) -> None:
+def require_template(loaded: Tokenized) -> None:
     """Raise UsageError if the model cannot be talked with."""
     if not loaded.tokenizer.has_chat_template:
         raise UsageError(

@@ -19,10 +19,11 @@ SHARD_BYTES = 5_000_000_000
 QUANTISATION_KEYS = ("quantization", "quantization_config")
 
 
-def fuse(loaded: LoadedModel) -> None:
-    """Put plain float32 layers in place of the adapted ones, and dequantise the others, in place.
+def fuse(loaded: LoadedModel, *, dtype: mx.Dtype = mx.float32) -> None:
+    """Put plain layers in place of the adapted ones, and dequantise the others, in place.
 
-    A quantised layer is never quantised again: that would round most of the adapter away.
+    A quantised layer is never quantised again: that would round most of the adapter away. The sum
+    is computed in float32 and kept in `dtype`.
     """
     fused = []
     for path, layer in lora_layers(loaded.model).items():
@@ -30,7 +31,7 @@ def fuse(loaded: LoadedModel) -> None:
         holder.layer = layer.linear
         dequantise(holder)
         plain = holder.layer
-        plain.weight = plain.weight.astype(mx.float32) + layer.delta()
+        plain.weight = (plain.weight.astype(mx.float32) + layer.delta()).astype(dtype)
         mx.eval(plain.weight)  # one layer at a time: the parts of it are freed
         fused.append((path, plain))
     if not fused:

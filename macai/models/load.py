@@ -3,13 +3,33 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map, tree_map_with_path
 
 from macai.errors import FormatError, ModelError
+
+
+class Tokenized(Protocol):
+    """What turns text into ids and back, and knows which ids end a reply: see LoadedModel."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTokenizer:
+    """The tokenizer of a folder without its model: an exported bundle's."""
+
+    tokenizer: Any
+    path: Path
+    eos_token_ids: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +52,15 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, *, as_stored: bool = False) -> LoadedModel:
     """Load the model and the tokenizer of a Hugging Face directory.
 
     On the CPU backend all weights become float32: MLX's half-precision and quantised matrix
     products are scalar there, some thirty times slower. On the GPU they stay as stored.
+
+    Args:
+        path: The directory.
+        as_stored: Leave the weights as they are, and not yet read: to export, not to compute.
 
     Raises:
         ModelError: config, weights or tokenizer are missing or do not fit each other.
@@ -46,10 +70,11 @@ def load_model(path: Path) -> LoadedModel:
     config = read_config(path)
     try:
         model, _ = load_weights(path, lazy=True)  # its config is ours with keys changed
-        if mx.default_device() == mx.cpu:
-            dequantise(model)
-            model.update(tree_map_with_path(_to_float32, model.parameters()))
-        mx.eval(model.parameters())
+        if not as_stored:
+            if mx.default_device() == mx.cpu:
+                dequantise(model)
+                model.update(tree_map_with_path(_to_float32, model.parameters()))
+            mx.eval(model.parameters())
     except FileNotFoundError as e:
         raise ModelError(
             f"{path}: no model*.safetensors in it", hint="is the copy complete?"
@@ -61,6 +86,12 @@ def load_model(path: Path) -> LoadedModel:
         ) from e
     tokenizer = load_tokenizer(path)
     return LoadedModel(model, tokenizer, config, path, end_ids(path, config, tokenizer))
+
+
+def load_tokenized(path: Path) -> LoadedTokenizer:
+    """Load the tokenizer of a folder, and the ids that end a reply by its configs."""
+    tokenizer = load_tokenizer(path)
+    return LoadedTokenizer(tokenizer, path, end_ids(path, read_config(path), tokenizer))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""`macai run`: talk to an exported package."""
+
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from macai.cli.generate import measure, read_prompt, stream_text
+from macai.cli.opening import (
+    MaxTokensOption,
+    SeedOption,
+    StopOption,
+    SystemOption,
+    TemperatureOption,
+    TopPOption,
+)
+
+if TYPE_CHECKING:
+    from macai.coreml.session import Session
+    from macai.generate.decode import Token
+    from macai.generate.sample import Sampler
+    from macai.models.load import Tokenized
+
+
+def run(
+    package: Annotated[Path, typer.Argument(help="The bundle that macai export wrote.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What you say; - or nothing reads it from stdin.")
+    ] = None,
+    system: SystemOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt itself, without a chat template.")
+    ] = False,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Let an exported package reply to one prompt; macai's own runtime runs it, in numpy.
+
+    Example: macai run MyModel --prompt "wake me at half six tomorrow"
+    """
+    import mlx.core as mx
+
+    from macai.coreml.session import ReferenceRunner, Session, open_bundle
+    from macai.generate.prompt import user_prompt
+    from macai.generate.sample import make_sampler
+    from macai.generate.stop import StopMatcher
+    from macai.models.load import load_tokenized
+
+    text = read_prompt(prompt)
+    sampler = make_sampler(temperature=temperature, top_p=top_p)
+    StopMatcher(stop or ())
+    manifest, opened = open_bundle(package)
+    tokenized = load_tokenized(package)
+    prompt_ids = user_prompt(tokenized, text, system=system, raw=raw)
+    if seed is not None:
+        mx.random.seed(seed)
+    session = Session(manifest, ReferenceRunner(opened))
+    tokens = reply(
+        session, tokenized, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop=stop or []
+    )
+    if as_json:
+        print(json.dumps(measure(tokens, len(prompt_ids)), ensure_ascii=False))
+    else:
+        stream_text(tokens)
+
+
+def reply(
+    session: "Session",
+    tokenized: "Tokenized",
+    prompt_ids: list[int],
+    *,
+    max_tokens: int,
+    sampler: "Sampler | None" = None,
+    stop: list[str] | None = None,
+) -> "Generator[Token, None, None]":
+    """Continue a prompt with a package; the greedy reply without a sampler."""
+    from macai.generate.decode import stream, token_limit
+    from macai.generate.sample import greedy
+
+    config = {"max_position_embeddings": session.manifest.context}
+    limit = token_limit(config, prompt_ids, max_tokens)
+    steps = _steps(session, prompt_ids, limit, sampler or greedy)
+    ends = tokenized.eos_token_ids | set(session.manifest.eos_token_ids)
+    return stream(tokenized.tokenizer, ends, steps, limit=limit, stop=stop or ())
+
+
+def _steps(
+    session: "Session", prompt_ids: list[int], limit: int, sampler: Any
+) -> Iterator[tuple[int, float]]:
+    import mlx.core as mx
+
+    from macai.models.arrays import scalar
+
+    logits = session.feed(prompt_ids[session.keep_prefix(prompt_ids) :])
+    for number in range(1, limit + 1):
+        scores = mx.array(logits)[None]
+        logprobs = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+        token = int(scalar(sampler(logprobs)))
+        yield token, scalar(logprobs[0, token])
+        if number < limit:
+            logits = session.feed([token])

@@ -1,0 +1,160 @@
+"""A language model to a bundle: package, contract, tokenizer, model card, and code for an app."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from macai import __version__
+from macai.coreml.api import ExportFunction, export_functions
+from macai.coreml.llm import llm_functions
+from macai.coreml.manifest import FILE, FunctionInfo, Manifest
+from macai.coreml.package import Metadata, package_bytes, package_hash
+from macai.errors import ExportError, UsageError
+from macai.files import write_json
+from macai.models.arrays import named_arrays, scalar
+from macai.models.fuse import companion_files, fuse
+from macai.models.load import LoadedModel, dequantise
+from macai.models.lora import lora_layers
+
+PRECISIONS = {"fp16": mx.float16, "fp32": mx.float32}
+_DTYPES = {mx.int32: "int32", mx.float16: "fp16", mx.float32: "fp32"}
+_CONFIG = "config.json"
+
+
+def write_bundle(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    name: str,
+    source: dict[str, str],
+    context: int,
+    prefill: Sequence[int] = (64,),
+    precision: str = "fp16",
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Manifest:
+    """Write all of a bundle but what it was verified with, into an empty folder.
+
+    Args:
+        loaded: The model, opened as stored; its adapter is fused and its weights are changed.
+        folder: An existing, empty folder.
+        name: What package, Swift module and model card are called.
+        source: Where the model came from, as the manifest tells.
+        context: The most positions, a multiple of 32.
+        prefill: Lengths of the prefill functions.
+        precision: "fp16" or "fp32".
+        progress: Called with what is being done, and how much of it.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision '{precision}'", hint=f"one of {', '.join(PRECISIONS)}")
+    progress("preparing weights", 0, 3)
+    settle_weights(loaded, PRECISIONS[precision])
+    functions = llm_functions(loaded.model, context=context, prefill=prefill, precision=precision)
+    progress("building the package", 1, 3)
+    package = folder / f"{name}.mlpackage"
+    export_functions(
+        functions, package, default="decode", metadata=_metadata(loaded, name, source, context)
+    )
+    progress("writing the bundle", 2, 3)
+    manifest = _manifest(loaded, package, functions, name=name, source=source, precision=precision)
+    manifest = replace(manifest, context=context)
+    for file in (*companion_files(loaded.path), loaded.path / _CONFIG):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    write_json(folder / FILE, manifest.to_json())
+    progress("writing the bundle", 3, 3)
+    return manifest
+
+
+def settle_weights(loaded: LoadedModel, dtype: mx.Dtype) -> None:
+    """Fuse, dequantise and cast all weights to `dtype`, one by one, in place.
+
+    Raises:
+        ExportError: a weight is not finite in `dtype`.
+    """
+    if lora_layers(loaded.model):
+        fuse(loaded, dtype=dtype)
+    else:
+        dequantise(loaded.model)
+    for path, value in named_arrays(loaded.model.parameters()).items():
+        if mx.issubdtype(value.dtype, mx.floating):
+            value = value.astype(dtype)
+            if not scalar(mx.isfinite(value).all()):
+                raise ExportError(
+                    f"{path} is not finite in {_DTYPES[dtype]}", hint="export with --precision fp32"
+                )
+        mx.eval(value)  # one by one: what it was made from is freed
+        loaded.model.update(tree_unflatten([(path, value)]), strict=False)
+
+
+def bundle_name(text: str) -> str:
+    """Return a name for files and modules: letters, digits, - and _, beginning with a letter."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
+    return name if name[:1].isalpha() else f"Model-{name}".rstrip("-")
+
+
+def _metadata(loaded: LoadedModel, name: str, source: dict[str, str], context: int) -> Metadata:
+    """What the package says, also for tools that know nothing of macai."""
+    return Metadata(
+        author=f"macai {__version__}",
+        description=f"{name}: a language model; its state holds {context} tokens",
+        version="1",
+        user={"macai.model": source["model"], "macai.model_type": loaded.config["model_type"]},
+        inputs={
+            "inputIds": "Token ids",
+            "position": "Position of the first of them",
+            "last": "Row whose logits are wanted: the last token's",
+        },
+        outputs={"logits": "Scores of the next token"},
+    )
+
+
+def _manifest(
+    loaded: LoadedModel,
+    package: Path,
+    functions: dict[str, ExportFunction],
+    *,
+    name: str,
+    source: dict[str, str],
+    precision: str,
+) -> Manifest:
+    decode = functions["decode"]
+    context = next(iter(decode.states.values())).shape[3]
+    vocab = vocab_size(loaded)
+    logits = {"logits": {"dtype": precision, "shape": [1, 1, vocab]}}
+    return Manifest(
+        name=name,
+        package=package.name,
+        sha256=package_hash(package),
+        bytes=package_bytes(package),
+        functions={
+            label: FunctionInfo(
+                tokens=f.inputs["inputIds"].shape[1], inputs=_specs(f.inputs), outputs=logits
+            )
+            for label, f in functions.items()
+        },
+        states={label: spec | {"dtype": "fp16"} for label, spec in _specs(decode.states).items()},
+        context=context,
+        vocab_size=vocab,
+        eos_token_ids=sorted(loaded.eos_token_ids),
+        bos_token_id=loaded.config.get("bos_token_id"),
+        precision=precision,
+        weights=precision,
+        source=source,
+        macai=__version__,
+    )
+
+
+def vocab_size(loaded: LoadedModel) -> int:
+    """Return the number of logits, from the model's shapes alone."""
+    logits: mx.array = loaded.model(mx.zeros((1, 1), mx.int32))  # not evaluated
+    return int(logits.shape[-1])
+
+
+def _specs(arrays: Any) -> dict[str, dict[str, Any]]:
+    return {k: {"dtype": _DTYPES[a.dtype], "shape": list(a.shape)} for k, a in arrays.items()}

@@ -1,0 +1,108 @@
+"""macai.json: what an app has to know of an exported language model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from macai.errors import PackageError
+
+FILE = "macai.json"
+CONTRACT = 1
+"""Raised when an app written for one version would misread the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionInfo:
+    """One function of a package.
+
+    Attributes:
+        tokens: How many it takes at once.
+        inputs: {"dtype", "shape"} by name.
+        outputs: Likewise.
+    """
+
+    tokens: int
+    inputs: dict[str, dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A bundle's contract.
+
+    Attributes:
+        package: The package's folder, beside the manifest.
+        sha256: Over names and bytes of the package's files: see package.package_hash.
+        functions: See llm.py for what they do.
+        states: {"dtype", "shape"} by name.
+        context: The most positions it keeps.
+        eos_token_ids: Every one of them ends a reply.
+        weights: How they are stored.
+        compute_units: Where it is meant to run, as Core ML's configuration calls it.
+        adapters: Name and functions of each adapter that is a function of its own.
+        source: Model and adapter it was made from.
+    """
+
+    name: str
+    package: str
+    sha256: str
+    bytes: int
+    functions: dict[str, FunctionInfo]
+    states: dict[str, dict[str, Any]]
+    context: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    bos_token_id: int | None
+    precision: str
+    weights: str
+    source: dict[str, str]
+    macai: str
+    profile: str = "gpu"
+    compute_units: str = "cpuAndGPU"
+    minimum_os: dict[str, str] = field(default_factory=lambda: {"iOS": "18.0", "macOS": "15.0"})
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+    kind: str = "llm"
+    contract: int = CONTRACT
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    @property
+    def prefills(self) -> list[str]:
+        """The functions that take several tokens at once, the longest first."""
+        several = [n for n, f in self.functions.items() if f.tokens > 1]
+        return sorted(several, key=lambda n: -self.functions[n].tokens)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read macai.json of a bundle.
+
+    Raises:
+        PackageError: there is none, or it is not what this version of macai writes.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise PackageError(
+            f"{folder}: no {FILE} in it", hint="give the folder that macai export llm wrote"
+        )
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        return _manifest(value)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+        raise PackageError(f"{file}: not a manifest: {type(e).__name__}: {e}") from e
+
+
+def _manifest(value: Mapping[str, Any]) -> Manifest:
+    if value["contract"] != CONTRACT:
+        raise ValueError(f"contract {value['contract']}, this version reads {CONTRACT}")
+    functions = {name: FunctionInfo(**f) for name, f in value["functions"].items()}
+    manifest = Manifest(**(dict(value) | {"functions": functions}))
+    numbers = (manifest.context, manifest.vocab_size, *(f.tokens for f in functions.values()))
+    if not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ValueError("context, vocab_size and tokens must be positive")
+    if "decode" not in functions or "/" in manifest.package or ".." in manifest.package:
+        raise ValueError("it names no decode function, or a package that is not beside it")
+    return manifest

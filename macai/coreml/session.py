@@ -1,0 +1,145 @@
+"""Talk to an exported language model: prompts in chunks, then token by token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from macai.coreml.manifest import Manifest, read_manifest
+from macai.errors import PackageError
+from macai.mil import Package, open_package
+
+DECODE_AT_MOST = 4
+"""Fewer tokens than this go one by one: a padded prefill computes all its rows."""
+
+
+class Runner(Protocol):
+    """What runs the functions of a package and keeps their state."""
+
+    def run(self, function: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the logits, float32 [V]."""
+        ...
+
+    def reset(self) -> None:
+        """Empty the state."""
+        ...
+
+
+class ReferenceRunner:
+    """Runs a package with macai's own runtime, in numpy, anywhere.
+
+    Attributes:
+        overflows: How many operations made infinities of finite numbers, in a run in fp16.
+    """
+
+    def __init__(self, package: Package, precision: str = "fp32") -> None:
+        self._package, self._precision = package, precision
+        self.overflows = 0
+        self.reset()
+
+    def run(self, function: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Run one function on the state."""
+        precision = "fp16" if self._precision == "fp16" else "fp32"
+        result = self._package.functions[function].run(
+            inputs,
+            state=self._state,
+            precision=precision,  # type: ignore[arg-type]
+        )
+        self.overflows += len(result.overflows)
+        return result.outputs["logits"].reshape(-1).astype(np.float32)
+
+    def reset(self) -> None:
+        """Empty the state."""
+        self._state = self._package.make_state("decode")
+
+
+class Session:
+    """A conversation with a package.
+
+    Attributes:
+        ids: What the state holds, position by position.
+        last: The logits after them, float32 [V].
+    """
+
+    def __init__(self, manifest: Manifest, runner: Runner) -> None:
+        self.manifest, self._runner = manifest, runner
+        self.ids: list[int] = []
+        self.last = np.empty(0, np.float32)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._runner.reset()
+        self.ids = []
+
+    def keep_prefix(self, prompt: Sequence[int]) -> int:
+        """Forget what does not begin `prompt`; return how many ids are left, fewer than all."""
+        kept = 0
+        for mine, theirs in zip(self.ids, prompt[:-1], strict=False):
+            if mine != theirs:
+                break
+            kept += 1
+        del self.ids[kept:]  # what the state holds behind is written over before it is seen
+        return kept
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Go on with the next ids; return the logits after the last, float32 [V]."""
+        if len(self.ids) + len(ids) > self.manifest.context:
+            raise PackageError(
+                f"{len(self.ids) + len(ids)} tokens, and the package's context is "
+                f"{self.manifest.context}",
+                hint="export it with a larger --context",
+            )
+        rest = list(ids)
+        while rest:
+            name, count = self._next(len(self.ids), len(rest))
+            self.run(name, rest[:count])
+            rest = rest[count:]
+        return self.last
+
+    def run(self, name: str, ids: Sequence[int]) -> np.ndarray:
+        """Take the next ids, at most the function's tokens; return the logits after the last."""
+        rows = self.manifest.functions[name].tokens
+        padded = np.zeros((1, rows), np.int32)
+        padded[0, : len(ids)] = ids
+        inputs = {"inputIds": padded, "position": np.array([len(self.ids)], np.int32)}
+        if rows > 1:
+            inputs["last"] = np.array([len(ids) - 1], np.int32)
+        self.last = self._runner.run(name, inputs)
+        self.ids += ids
+        return self.last
+
+    def _next(self, position: int, left: int) -> tuple[str, int]:
+        """Which function takes the next tokens, and how many: the shortest that takes them all."""
+        functions = self.manifest.functions
+        fitting = [
+            n
+            for n in self.manifest.prefills
+            if position + functions[n].tokens <= self.manifest.context
+        ]
+        if left <= DECODE_AT_MOST or not fitting:
+            return "decode", 1
+        enough = [n for n in fitting if functions[n].tokens >= left]
+        name = enough[-1] if enough else fitting[0]
+        return name, min(left, functions[name].tokens)
+
+
+def open_bundle(folder: Path) -> tuple[Manifest, Package]:
+    """Open a bundle's package and check it against its manifest.
+
+    Raises:
+        PackageError: one of them is missing or broken, or they contradict each other.
+    """
+    manifest = read_manifest(folder)
+    package = open_package(folder / manifest.package)
+    for name, info in manifest.functions.items():
+        function = package.functions.get(name)
+        if function is None:
+            raise PackageError(f"{folder}: the package has no function {name}")
+        for label, spec in info.inputs.items():
+            own = function.inputs.get(label)
+            if own is None or not own.accepts(tuple(spec["shape"])):
+                raise PackageError(f"{folder}: {name} takes no {label} {spec['shape']}")
+        if "logits" not in function.outputs:
+            raise PackageError(f"{folder}: {name} returns no logits")
+    return manifest, package
