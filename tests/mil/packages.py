@@ -38,7 +38,7 @@ def save(program, path: Path, *, target=ct.target.iOS18, pipeline=ct.PassPipelin
 
 
 def save_model(convert: Callable, path: Path) -> Path:
-    """Save the model that `convert` makes; coremltools leaves closing its folders to the collector."""
+    """Save the model that `convert` makes; coremltools leaves its folders to the collector."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         convert().save(str(path))
