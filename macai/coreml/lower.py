@@ -11,9 +11,11 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, types
 from coremltools.converters.mil.mil.types.symbolic import any_symbolic
 
+from macai.coreml.constexpr import constant, expanded
 from macai.coreml.graph import Graph, Node, Value
 from macai.coreml.ops import OPS, Var
 from macai.coreml.states import state_chain
+from macai.coreml.stored import Stored
 from macai.errors import ExportError, UnsupportedOpError
 
 # Where float16 ends, with room for what is added to it: masks are -3e38 or -inf in many models.
@@ -36,12 +38,14 @@ class Settings:
         positions: The number of positions RoPE has tables for; None computes its angles in the
             graph where they are not known.
         fused_attention: Whether attention is one op (iOS 18); else matmul, softmax, matmul.
-        compress: How a weight is stored, asked with its path and its array: see compress.py.
+        compress: How a named matrix of a Linear or a Take is stored, asked with its path and its
+            array; None, or a None it returns, leaves it as it is. See compress.Compression.
     """
 
     precision: str = "fp16"
     positions: int | None = None
     fused_attention: bool = True
+    compress: Callable[[str, np.ndarray], Stored | None] | None = None
 
 
 @dataclass(slots=True)
@@ -54,12 +58,16 @@ class Lowering:
     keep32: frozenset[str] = frozenset()
     states: dict[str, Var] = field(default_factory=dict)  # by name of a value in a state's chain
     values: dict[str, Var] = field(default_factory=dict)
+    producers: Mapping[str, Node] = field(init=False)
     _half: bool = field(init=False)
+    _matrices: frozenset[str] = field(init=False)
     _cache: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         floats = {c.dtype for c in self.graph.constants.values()}
         self._half = bool(floats & {mx.float16, mx.bfloat16})
+        self.producers = self.graph.producers()
+        self._matrices = matrices(self.graph)
 
     def mil_type(self, value: Value) -> str:
         """Return the MIL type a traced value is lowered to.
@@ -104,8 +112,16 @@ class Lowering:
             raise KeyError(value.name)
         name = self.graph.weights.get(value.name, "")
         return self.once(
-            ("const", value.name, mil_type), lambda: self.const(array, mil_type, name=name)
+            ("const", value.name, mil_type), lambda: self._stored(value, array, mil_type, name)
         )
+
+    def _stored(self, value: Value, array: np.ndarray, mil_type: str, name: str) -> Var:
+        """Return a constant as a new MIL value, compressed if the settings ask for it."""
+        ask = self.settings.compress
+        stored = ask(name, array) if ask and name and value.name in self._matrices else None
+        if stored is None:
+            return self.const(array, mil_type, name=name)
+        return expanded(self, stored, mil_type, name)
 
     def const(self, array: Any, mil_type: str, *, name: str = "") -> Var:
         """Return a new MIL const; one with a name is stored once for all functions."""
@@ -115,6 +131,11 @@ class Lowering:
         var = mb.const(val=array, name=mil_name(name))
         var.op.weight_id = f"{name}:{mil_type}"
         return var
+
+    def part(self, array: np.ndarray, dtype: str, name: str) -> Var:
+        """Return a MIL const of any type under a name of its own, one for all its uses."""
+        key = ("part", name, dtype)
+        return self.once(key, lambda: constant(array, dtype, name, mil_name(name)))
 
     def cast(self, var: Var, mil_type: str) -> Var:
         """Return `var` in another type, cast once."""
@@ -142,6 +163,9 @@ def lower(
 ) -> Any:
     """Return a MIL Function.
 
+    Core ML takes and gives no booleans and nothing of rank 0: at the borders of the function a bool
+    is int32, 0 or 1, and a number is an array [1].
+
     Args:
         graph: What is lowered. Its inputs are `inputs`, then the states; its outputs likewise.
         settings: Precision and forms.
@@ -163,16 +187,15 @@ def lower(
     specs: dict[str, Any] = {}
     lowering = Lowering(graph, settings, name, keep32)
     for label, value in zip(inputs, graph.inputs, strict=False):
-        specs[label] = mb.TensorSpec(value.shape or (1,), MIL_TYPES[lowering.mil_type(value)])
+        kind = lowering.mil_type(value)
+        kind = "int32" if kind == "bool" else kind
+        specs[label] = mb.TensorSpec(value.shape or (1,), MIL_TYPES[kind])
         placeholders[label] = value
     for label, place in states.items():
         specs[label] = mb.StateTensorSpec(graph.inputs[place].shape, types.fp16)
     with Function(specs, opset_version=opset) as function:
         for label, value in placeholders.items():
-            var = function.inputs[label]
-            lowering.values[value.name] = (
-                var if value.shape else mb.squeeze(x=var, name=f"{label}_scalar")
-            )
+            lowering.values[value.name] = _input(value, function.inputs[label], label)
         finals = graph.outputs[len(outputs) :]
         chains = {}
         for (label, place), final in zip(states.items(), finals, strict=True):
@@ -194,12 +217,27 @@ def lower(
     return function
 
 
+def matrices(graph: Graph) -> frozenset[str]:
+    """Return the names of the weights that are used as a Linear's or a Take's matrix alone."""
+    places = {"Linear": 1, "Take": 0}
+    used: set[str] = set()
+    other = {v.name for v in graph.outputs}
+    for node in graph.nodes:
+        for place, value in enumerate(node.inputs):
+            (used if place == places.get(node.op) else other).add(value.name)
+    named = {v for v in used - other if v in graph.weights}
+    return frozenset(v for v in named if graph.constants[v].ndim == 2)
+
+
 def check_supported(graph: Graph) -> None:
     """Raise UnsupportedOpError naming every kind of node that has no lowering."""
     missing: dict[str, list[Node]] = {}
     for node in graph.nodes:
         entry = OPS.get(node.op)
-        reason = "no lowering" if entry is None else entry.accepts and entry.accepts(node)
+        if entry is None:
+            reason: str | None = _UNKNOWN.get(node.op, "no lowering")
+        else:
+            reason = _rank(node) or (entry.accepts and entry.accepts(node))
         if reason:
             missing.setdefault(f"{node.op}: {reason}", []).append(node)
     if missing:
@@ -210,6 +248,18 @@ def check_supported(graph: Graph) -> None:
             "these primitives cannot be exported:\n  " + "\n  ".join(lines),
             hint="docs/ops.md lists what can",
         )
+
+
+_UNKNOWN = {
+    "FFT": "Core ML has no Fourier transform",
+    "RandomBits": "random numbers; take them as an input",
+    "View": "the bits of a number as another type",
+}
+
+
+def _rank(node: Node) -> str | None:
+    rank = max(len(v.shape) for v in (*node.inputs, *node.outputs))
+    return f"rank {rank}, and Core ML has at most 5" if rank > 5 else None
 
 
 def _place(node: Node) -> str:
@@ -235,19 +285,26 @@ def mil_name(path: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in path)
 
 
+# What coremltools' builder raises for operands it does not take.
+_REFUSALS = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError,
+)  # fmt: skip
+
+
 def _lower_node(lowering: Lowering, node: Node) -> None:
     entry = OPS[node.op]
     get = lowering.loose if entry.broadcasts else lowering.var
-    operands = [get(v) for v in node.inputs]
+    inputs = node.inputs[: entry.operands]
+    operands = [get(v) for v in inputs]
     if entry.casts:
         kind = _compute_type(lowering, node)
         operands = [
             lowering.cast(var, kind) if v.is_float else var
-            for v, var in zip(node.inputs, operands, strict=True)
+            for v, var in zip(inputs, operands, strict=True)
         ]
     try:
         result = entry.lower(lowering, node, *operands)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as e:
+    except _REFUSALS as e:
         raise ExportError(f"{node}: {e}") from e
     results = result if isinstance(result, tuple) else (result,)
     for value, var in zip(node.outputs, results, strict=True):
@@ -300,9 +357,19 @@ def _cast(var: Var, mil_type: str) -> Var:
     return mb.cast(x=var, dtype=mil_type)
 
 
+def _input(value: Value, var: Var, label: str) -> Var:
+    if value.dtype == "bool":
+        var = mb.cast(x=var, dtype="bool", name=f"{label}_bool")
+    return var if value.shape else mb.squeeze(x=var, name=f"{label}_scalar")
+
+
 def _output(lowering: Lowering, value: Value, label: str) -> Var:
     """Return an output under its name; an input or a constant needs an op to carry it."""
     var = lowering.var(value)
+    if value.dtype == "bool":
+        var = mb.cast(x=var, dtype="int32")
+    if not value.shape:
+        return mb.expand_dims(x=var, axes=[0], name=label)
     return mb.identity(x=var, name=label)
 
 

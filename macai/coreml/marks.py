@@ -49,6 +49,8 @@ def marking() -> Iterator[Marks]:
         (nn.GroupNorm, "__call__", _group_norm),
         (nn.Upsample, "__call__", _upsample),
         (nn.QuantizedEmbedding, "__call__", _quantized_embedding),
+        (nn.layers.pooling._Pool, "__call__", _pool),
+        (mx, "contiguous", _contiguous),
     ]
     originals = [getattr(owner, name) for owner, name, _ in patches]
     try:
@@ -174,11 +176,37 @@ def _upsample(marks: Marks, original: Original) -> Original:
     return upsample
 
 
+def _pool(marks: Marks, original: Original) -> Original:
+    def pool(self: Any, x: mx.array) -> mx.array:
+        is_max = isinstance(self, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d)
+        return marks.mark(
+            "MaxPool" if is_max else "AvgPool",
+            original(self, x),
+            {"x": x},
+            kernel_sizes=tuple(self._kernel_size),
+            strides=tuple(self._stride),
+            pad=tuple(tuple(pair) for pair in self._padding),
+        )
+
+    return pool
+
+
+def _contiguous(marks: Marks, original: Original) -> Original:
+    def contiguous(a: mx.array, *_: Any, **__: Any) -> mx.array:
+        return a  # of how values lie in memory; MLX cannot trace it
+
+    return contiguous
+
+
 def _quantized_embedding(marks: Marks, original: Original) -> Original:
     def quantized_embedding(self: nn.QuantizedEmbedding, x: mx.array) -> mx.array:
+        if self.mode in ("affine", "mxfp4"):
+            result = original(self, x)
+        else:  # MLX cannot trace how it expands these, and the mark leaves it unused anyway
+            result = mx.zeros((*x.shape, self.dims), mx.bfloat16)
         return marks.mark(
             "QuantizedEmbedding",
-            original(self, x),
+            result,
             {"x": x, "w": self.weight, "scales": self.scales, "biases": self.get("biases")},
             group_size=self.group_size,
             bits=self.bits,

@@ -7,6 +7,7 @@ from macai.coreml.ops import (
     indexing,
     linear,
     normalization,
+    quantized,
     reduction,
     rope,
     shaping,
@@ -17,6 +18,7 @@ __all__ = ["OPS", "Entry", "Lower", "Var", "lowers"]
 FAMILIES = (
     elementwise,
     linear,
+    quantized,
     normalization,
     rope,
     attention,

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from coremltools.converters.mil.mil import types
+
 from macai.coreml.graph import Node
 
 Var = Any  # coremltools.converters.mil.mil.Var, which has no types
@@ -20,12 +23,15 @@ class Entry:
             functions get every operand in its traced shape.
         casts: Whether float operands are cast to the type of the result before.
         accepts: Whether this node is supported; a reason if it is not.
+        operands: How many of the node's inputs are lowered and handed on; all of them if None.
+            The function itself reads the others, which are constants.
     """
 
     lower: Lower
     broadcasts: bool = False
     casts: bool = True
     accepts: Callable[[Node], str | None] | None = None
+    operands: int | None = None
 
 
 OPS: dict[str, Entry] = {}
@@ -36,6 +42,7 @@ def lowers(
     broadcasts: bool = False,
     casts: bool = True,
     accepts: Callable[[Node], str | None] | None = None,
+    operands: int | None = None,
 ) -> Callable[[Lower], Lower]:
     """Register a function for the primitives called `names`: see Entry."""
 
@@ -43,7 +50,17 @@ def lowers(
         for name in names:
             if name in OPS:
                 raise ValueError(f"{name} is lowered twice")
-            OPS[name] = Entry(function, broadcasts, casts, accepts)
+            OPS[name] = Entry(function, broadcasts, casts, accepts, operands)
         return function
 
     return register
+
+
+def number_like(x: Var, value: float) -> np.generic:
+    """Return a number of the type of `x`."""
+    kinds: dict[object, type[np.generic]] = {
+        types.fp16: np.float16,
+        types.int32: np.int32,
+        types.bool: np.bool_,
+    }
+    return kinds.get(x.dtype, np.float32)(value)  # type: ignore[call-arg]
