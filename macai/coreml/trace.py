@@ -1,7 +1,7 @@
 """An MLX function and example inputs to a graph."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -63,7 +63,11 @@ def _arrays(module: nn.Module) -> list[mx.array]:
     found = []
     for part in module.modules():
         own = [v for v in part.values() if not isinstance(v, nn.Module)]
-        found += [a for _, a in tree_flatten(own) if isinstance(a, mx.array)]
+        found += [
+            a
+            for _, a in cast("list[tuple[str, Any]]", tree_flatten(own))
+            if isinstance(a, mx.array)
+        ]
     return found
 
 

@@ -13,12 +13,19 @@ if TYPE_CHECKING:
 
 
 def _supported(node: Node) -> str | None:
-    input_dilation, flip = node.arguments[4], node.arguments[6]
-    return "a flipped kernel" if flip and max(input_dilation) == 1 else None
+    """A dilated input, as transposed convolutions have, goes with a stride of 1."""
+    stride, low, _, dilation, input_dilation, _, _ = node.arguments
+    if max(input_dilation) == 1:
+        return None
+    if max(stride) > 1:
+        return "a stride and a dilated input at once"
+    spread = [d * (k - 1) for d, k in zip(dilation, node.inputs[1].shape[1:-1], strict=True)]
+    beyond = any(p > s for p, s in zip(low, spread, strict=True))
+    return "more padding than the kernel reaches" if beyond else None
 
 
-@lowers("Convolution", accepts=_supported)
-def convolution(lowering: "Lowering", node: Node, x: Var, weight: Var) -> Var:
+@lowers("Convolution", accepts=_supported, operands=1)
+def convolution(lowering: "Lowering", node: Node, x: Var) -> Var:
     """[B, *spatial, in] and [out, *kernel, in / groups] -> [B, *spatial, out], 1 to 3 of them.
 
     With a dilated input it is the transposed convolution of that stride.
@@ -29,17 +36,21 @@ def convolution(lowering: "Lowering", node: Node, x: Var, weight: Var) -> Var:
     if max(node.arguments[4]) > 1:
         y = _transposed(lowering, node, channels_first, [node.outputs[0].shape[i] for i in first])
     else:
-        y = _plain(lowering, node, channels_first, weight, first)
+        y = _plain(lowering, node, channels_first, first)
     return mb.transpose(x=y, perm=last)
 
 
-def _plain(lowering: "Lowering", node: Node, x: Var, weight: Var, first: list[int]) -> Var:
-    stride, low, high, dilation, _, groups, _ = node.arguments
+def _plain(lowering: "Lowering", node: Node, x: Var, first: list[int]) -> Var:
+    stride, low, high, dilation, _, groups, flip = node.arguments
     array = lowering.array(node.inputs[1])
+    inner = range(1, len(stride) + 1)
     if array is None:
-        kernel = mb.transpose(x=weight, perm=first)
+        kernel = lowering.cast(lowering.var(node.inputs[1]), lowering.mil_type(node.outputs[0]))
+        kernel = mb.reverse(x=kernel, axes=list(inner)) if flip else kernel
+        kernel = mb.transpose(x=kernel, perm=first)
     else:
-        kernel = _stored(lowering, node, np.moveaxis(array, -1, 1), "channels_first")
+        array = np.flip(array, axis=tuple(inner)) if flip else array
+        kernel = _stored(lowering, node, np.moveaxis(array, -1, 1), "flipped" if flip else "first")
     return mb.conv(
         x=x,
         weight=kernel,
@@ -80,6 +91,24 @@ def _transposed(lowering: "Lowering", node: Node, x: Var, shape: list[int]) -> V
 def _stored(lowering: "Lowering", node: Node, array: np.ndarray, how: str) -> Var:
     path = lowering.graph.weights.get(node.inputs[1].name, "")
     return lowering.const(array, lowering.mil_type(node.outputs[0]), name=path and f"{path}.{how}")
+
+
+@lowers("MaxPool", "AvgPool")
+def pool(lowering: "Lowering", node: Node, x: Var) -> Var:
+    """[B, *spatial, C] -> [B, *spatial, C], 1 to 3 of them; an average counts its padding."""
+    n = len(node.options["kernel_sizes"])
+    sides = {
+        "kernel_sizes": list(node.options["kernel_sizes"]),
+        "strides": list(node.options["strides"]),
+        "pad": [p for pair in node.options["pad"] for p in pair],
+        "pad_type": "custom",
+    }
+    x = mb.transpose(x=x, perm=[0, n + 1, *range(1, n + 1)])
+    if node.op == "MaxPool":
+        y = mb.max_pool(x=x, **sides)
+    else:
+        y = mb.avg_pool(x=x, **sides, exclude_padding_from_average=False)
+    return mb.transpose(x=y, perm=[0, *range(2, n + 2), 1])
 
 
 @lowers("UpsampleNearest")

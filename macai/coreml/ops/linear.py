@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 
-from macai.coreml.graph import Node
+from macai.coreml.graph import Node, Value
 from macai.coreml.ops.table import Var, lowers
 
 if TYPE_CHECKING:
@@ -37,3 +37,51 @@ def addmm(lowering: "Lowering", node: Node, x: Var, y: Var, z: Var) -> Var:
     if beta != 1:
         z = mb.mul(x=z, y=kind(beta))
     return mb.add(x=product, y=z)
+
+
+@lowers("GatherMM")
+def gather_mm(lowering: "Lowering", node: Node, x: Var, y: Var, left: Var, right: Var) -> Var:
+    """Multiply x [*, M, K] at left [*I] by y [*, K, N] at right [*I] -> [*I, M, N]."""
+    return _gathered(lowering, node, x, y, left, right, transposed=False)
+
+
+@lowers("GatherLinear")
+def gather_linear(lowering: "Lowering", node: Node, x: Var, w: Var, left: Var, right: Var) -> Var:
+    """GatherMM with weights [experts, out, in] as they are: made by passes/linear.py.
+
+    The weights of the experts that a token goes to are copied for it: right, and slow.
+    """
+    return _gathered(lowering, node, x, w, left, right, transposed=True)
+
+
+def _gathered(
+    lowering: "Lowering",
+    node: Node,
+    x: Var,
+    y: Var,
+    left: Var,
+    right: Var,
+    *,
+    transposed: bool,
+) -> Var:
+    first, second = (_matrices(var, n) for var, n in ((x, node.inputs[0]), (y, node.inputs[1])))
+    chosen = _chosen(lowering, first, left, node.inputs[2])
+    weights = _chosen(lowering, second, right, node.inputs[3])
+    product = mb.matmul(x=chosen, y=weights, transpose_y=transposed)
+    return mb.reshape(x=product, shape=list(node.outputs[0].shape))
+
+
+def _matrices(var: Var, value: Value) -> Var:
+    """[*, M, K] -> [n, M, K]."""
+    if len(value.shape) == 3:
+        return var
+    return mb.reshape(x=var, shape=[-1, *value.shape[-2:]])
+
+
+def _chosen(lowering: "Lowering", matrices: Var, indices: Var, value: Value) -> Var:
+    known = lowering.array(value)
+    count = matrices.shape[0]
+    if known is not None and np.array_equal(known.reshape(-1), np.arange(count)):
+        return matrices
+    flat = mb.reshape(x=indices, shape=[-1])
+    return mb.gather(x=matrices, indices=flat, axis=0)

@@ -6,7 +6,7 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb
 
 from macai.coreml.graph import Node
-from macai.coreml.ops.table import Var, lowers
+from macai.coreml.ops.table import Var, lowers, number_like
 
 if TYPE_CHECKING:
     from macai.coreml.lower import Lowering
@@ -20,17 +20,26 @@ def reduce(lowering: "Lowering", node: Node, x: Var) -> Var:
     """[...] -> [...] with the reduced axes kept at 1."""
     mode, axes = node.arguments
     axes = list(axes)
-    if mode in (_AND, _OR):
-        number = mb.cast(x=x, dtype="fp16")
-        extreme = mb.reduce_min if mode == _AND else mb.reduce_max
-        return mb.cast(x=extreme(x=number, axes=axes, keep_dims=True), dtype="bool")
+    if mode in (_AND, _OR) and node.inputs[0].dtype != "bool":
+        x = mb.not_equal(x=x, y=number_like(x, 0))
+    if node.inputs[0].dtype == "bool" or mode in (_AND, _OR):
+        x = mb.cast(x=x, dtype="int32")
     function = {
+        _AND: mb.reduce_min,
+        _OR: mb.reduce_max,
         _SUM: mb.reduce_sum,
         _PROD: mb.reduce_prod,
         _MIN: mb.reduce_min,
         _MAX: mb.reduce_max,
     }[mode]
-    return function(x=x, axes=axes, keep_dims=True)
+    result = function(x=x, axes=axes, keep_dims=True)
+    return mb.cast(x=result, dtype="bool") if node.outputs[0].dtype == "bool" else result
+
+
+@lowers("Mean")
+def mean(lowering: "Lowering", node: Node, x: Var) -> Var:
+    """[...] -> [...] with the reduced axes kept at 1: made of Reduce by passes/mean.py."""
+    return mb.reduce_mean(x=x, axes=list(node.arguments[0]), keep_dims=True)
 
 
 @lowers("ArgReduce")
@@ -52,13 +61,18 @@ def softmax(lowering: "Lowering", node: Node, x: Var) -> Var:
 
 @lowers("LogSumExp")
 def log_sum_exp(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """Over the last axis, kept at 1; shifted by the greatest value, so that it cannot overflow."""
+    """Over the last axis, kept at 1; shifted by the greatest value, so that it cannot overflow.
+
+    In float32: 65,504 is a sum that a large vocabulary can reach.
+    """
+    x = lowering.cast(x, "fp32")
     top = mb.reduce_max(x=x, axes=[-1], keep_dims=True)
     total = mb.reduce_sum(x=mb.exp(x=mb.sub(x=x, y=top)), axes=[-1], keep_dims=True)
     return mb.add(x=mb.log(x=total), y=top)
 
 
 def _running_sum(node: Node) -> str | None:
+    """Sums only."""
     return None if node.arguments[0] == _SUM else f"scan of kind {node.arguments[0]}"
 
 
@@ -69,17 +83,21 @@ def scan(lowering: "Lowering", node: Node, x: Var) -> Var:
     return mb.cumsum(x=x, axis=axis, reverse=reverse, exclusive=not inclusive)
 
 
+def _comparable(x: Var) -> Var:
+    return mb.cast(x=x, dtype="int32") if x.dtype.__name__ == "bool" else x
+
+
 @lowers("ArgSort", "ArgPartition")
 def arg_sort(lowering: "Lowering", node: Node, x: Var) -> Var:
     """The order of an axis; a partition is sorted whole, which is one of its answers."""
-    return mb.argsort(x=x, axis=node.arguments[-1], ascending=True)
+    return mb.argsort(x=_comparable(x), axis=node.arguments[-1], ascending=True)
 
 
 @lowers("Sort", "Partition")
 def sort(lowering: "Lowering", node: Node, x: Var) -> Var:
     """An axis in ascending order; a partition is sorted whole, which is one of its answers."""
     axis = node.arguments[-1]
-    order = mb.argsort(x=x, axis=axis, ascending=True)
+    order = mb.argsort(x=_comparable(x), axis=axis, ascending=True)
     return mb.gather_along_axis(x=x, indices=order, axis=axis)
 
 

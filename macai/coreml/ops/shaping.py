@@ -12,12 +12,7 @@ if TYPE_CHECKING:
     from macai.coreml.lower import Lowering
 
 
-def _rank(node: Node) -> str | None:
-    rank = max(len(v.shape) for v in (*node.inputs, *node.outputs))
-    return f"rank {rank}, and Core ML has at most 5" if rank > 5 else None
-
-
-@lowers("Reshape", "Flatten", "Unflatten", "Squeeze", "ExpandDims", accepts=_rank)
+@lowers("Reshape", "Flatten", "Unflatten", "Squeeze", "ExpandDims")
 def reshape(lowering: "Lowering", node: Node, x: Var) -> Var:
     """To the traced shape, which is static."""
     shape = node.outputs[0].shape
@@ -28,7 +23,7 @@ def reshape(lowering: "Lowering", node: Node, x: Var) -> Var:
     return mb.reshape(x=x, shape=list(shape))
 
 
-@lowers("Transpose", accepts=_rank)
+@lowers("Transpose")
 def transpose(lowering: "Lowering", node: Node, x: Var) -> Var:
     """Axes in another order."""
     return mb.transpose(x=x, perm=list(node.arguments[0]))
@@ -46,7 +41,7 @@ def full(lowering: "Lowering", node: Node, x: Var) -> Var:
     return x
 
 
-@lowers("Concatenate", accepts=_rank)
+@lowers("Concatenate")
 def concatenate(lowering: "Lowering", node: Node, *parts: Var) -> Var:
     """Along one axis."""
     return parts[0] if len(parts) == 1 else mb.concat(values=list(parts), axis=node.arguments[0])
@@ -76,28 +71,29 @@ def slice_(lowering: "Lowering", node: Node, x: Var) -> Var:
 
 
 def _pad_axes(node: Node) -> str | None:
+    """Only outwards."""
     return None if min((*node.arguments[1], *node.arguments[2]), default=0) >= 0 else "negative"
 
 
 @lowers("Pad", accepts=_pad_axes)
 def pad(lowering: "Lowering", node: Node, x: Var, value: Var) -> Var:
-    """With one value, on any axes: MIL's pad knows only the last ones, so it is concatenated."""
+    """With one value, on any axes."""
     axes, lows, highs = node.arguments
+    if node.outputs[0].is_float and value.val is not None:
+        sides = {axis: pair for axis, *pair in zip(axes, lows, highs, strict=True)}
+        amounts = [n for axis in range(x.rank) for n in sides.get(axis, (0, 0))]
+        return mb.pad(x=x, pad=amounts, mode="constant", constant_val=value.val)
     for axis, low, high in zip(axes, lows, highs, strict=True):
-        parts = [x]
-        for size, place in ((low, 0), (high, len(parts))):
-            if size:
-                shape = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
-                parts.insert(
-                    place if place == 0 else len(parts), mb.fill(shape=shape, value=value.val)
-                )
+        before, after = (_filled(x, value, axis, size) for size in (low, high))
+        parts = [part for part in (before, x, after) if part is not None]
         x = mb.concat(values=parts, axis=axis) if len(parts) > 1 else x
     return x
 
 
-@lowers("Repeat", accepts=_rank)
-def repeat(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """Each entry of an axis several times over, as passes/repeat.py finds it."""
-    axis, times = node.options["axis"], node.options["times"]
-    indices = np.repeat(np.arange(node.inputs[0].shape[axis], dtype=np.int32), times)
-    return mb.gather(x=x, indices=indices, axis=axis)
+def _filled(x: Var, value: Var, axis: int, size: int) -> Var | None:
+    if not size:
+        return None
+    shape = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
+    if value.val is not None:
+        return mb.const(val=np.full(shape, value.val, dtype=value.val.dtype))
+    return mb.tile(x=mb.reshape(x=value, shape=[1] * x.rank), reps=shape)

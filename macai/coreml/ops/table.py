@@ -63,4 +63,4 @@ def number_like(x: Var, value: float) -> np.generic:
         types.int32: np.int32,
         types.bool: np.bool_,
     }
-    return kinds.get(x.dtype, np.float32)(value)  # type: ignore[call-arg]
+    return kinds.get(x.dtype, np.float32)(value)

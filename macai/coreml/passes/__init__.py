@@ -4,16 +4,20 @@ from macai.coreml.graph import Graph, Pass
 from macai.coreml.passes.activations import activations
 from macai.coreml.passes.constants import fold_constants
 from macai.coreml.passes.linear import linear
+from macai.coreml.passes.low_rank import low_rank
+from macai.coreml.passes.mean import mean
 from macai.coreml.passes.reshapes import merge_reshapes
 from macai.coreml.passes.rows_first import rows_first
 from macai.coreml.passes.take import take
 
-# take and linear look for patterns as MLX traces them, so they come before reshapes are merged.
+# These look for patterns as MLX traces them, so they come before reshapes are merged.
 PASSES: tuple[Pass, ...] = (
     fold_constants,
     take,
     linear,
     activations,
+    mean,
+    low_rank,
     merge_reshapes,
     rows_first,
     merge_reshapes,

@@ -2,6 +2,7 @@
 
     f = Flatten(x); y = Matmul(f, Transpose[1, 0](W)); Unflatten(y)        ->    Linear(x, W)
     AddMM[1, 1](x, Transpose[1, 0](W), Broadcast(b))                       ->    Linear(x, W, b)
+    GatherMM(x, Transpose[0, 2, 1](W), i, j)                   ->    GatherLinear(x, W, i, j)
     AddMM[s, 1](x, Transpose[1, 0](W), c), W or c no constant              stays
 
 W has to be a constant: MIL's linear takes no other.
@@ -26,11 +27,15 @@ def linear(graph: Graph) -> None:
 
 
 def _linear(graph: Graph, producers: dict[str, Node], node: Node) -> Node | None:
-    if node.op not in ("Matmul", "AddMM"):
+    if node.op not in ("Matmul", "AddMM", "GatherMM"):
         return None
-    weight = _transposed_constant(graph, producers, node.inputs[1])
+    perm = [0, 2, 1] if node.op == "GatherMM" else [1, 0]
+    weight = _transposed_constant(graph, producers, node.inputs[1], perm)
     if weight is None:
         return None
+    if node.op == "GatherMM":
+        inputs = (node.inputs[0], weight, *node.inputs[2:])
+        return replace(node, op="GatherLinear", inputs=inputs, arguments=())
     if node.op == "Matmul":
         return replace(node, op="Linear", inputs=(node.inputs[0], weight), arguments=())
     bias = _row(graph, producers, node.inputs[2])
@@ -39,9 +44,11 @@ def _linear(graph: Graph, producers: dict[str, Node], node: Node) -> Node | None
     return replace(node, op="Linear", inputs=(node.inputs[0], weight, bias), arguments=())
 
 
-def _transposed_constant(graph: Graph, producers: dict[str, Node], value: Value) -> Value | None:
+def _transposed_constant(
+    graph: Graph, producers: dict[str, Node], value: Value, perm: list[int]
+) -> Value | None:
     node = producers.get(value.name)
-    if node is None or node.op != "Transpose" or list(node.arguments[0]) != [1, 0]:
+    if node is None or node.op != "Transpose" or list(node.arguments[0]) != perm:
         return None
     return node.inputs[0] if node.inputs[0].name in graph.constants else None
 

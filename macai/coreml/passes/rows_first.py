@@ -48,7 +48,7 @@ def _swapped(
     x = before.inputs[0]
     rest = before.inputs[1:]
     if before.op in _PAIRED:
-        number = _number(graph, producers, rest[0])
+        number = number_of(graph, producers, rest[0])
         if number is None:
             return None
         rest = (number,)
@@ -62,8 +62,8 @@ def _swapped(
     return [first, replace(before, inputs=(chosen, *rest), outputs=choice.outputs)]
 
 
-def _number(graph: Graph, producers: dict[str, Node], value: Value) -> Value | None:
-    """The constant of one element that `value` is, or is a broadcast of."""
+def number_of(graph: Graph, producers: dict[str, Node], value: Value) -> Value | None:
+    """Return the constant of one element that `value` is, or is a broadcast of."""
     node = producers.get(value.name)
     while node is not None and node.op == "Broadcast":
         value = node.inputs[0]
