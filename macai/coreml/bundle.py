@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,19 @@ from mlx.utils import tree_unflatten
 
 from macai import __version__
 from macai.coreml.api import ExportFunction, export_functions
+from macai.coreml.card import model_card
 from macai.coreml.llm import llm_functions
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
 from macai.coreml.package import Metadata, package_bytes, package_hash
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
 from macai.models.arrays import named_arrays, scalar
-from macai.models.fuse import companion_files, fuse
+from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
 from macai.models.load import LoadedModel, dequantise
 from macai.models.lora import lora_layers
 
 PRECISIONS = {"fp16": mx.float16, "fp32": mx.float32}
 _DTYPES = {mx.int32: "int32", mx.float16: "fp16", mx.float32: "fp32"}
-_CONFIG = "config.json"
 
 
 def write_bundle(
@@ -62,10 +61,11 @@ def write_bundle(
     )
     progress("writing the bundle", 2, 3)
     manifest = _manifest(loaded, package, functions, name=name, source=source, precision=precision)
-    manifest = replace(manifest, context=context)
-    for file in (*companion_files(loaded.path), loaded.path / _CONFIG):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
+    for file in companion_files(loaded.path):
+        shutil.copyfile(file, folder / file.name)
+    config = {k: v for k, v in loaded.config.items() if k not in QUANTISATION_KEYS}
+    write_json(folder / "config.json", config)
+    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
     write_json(folder / FILE, manifest.to_json())
     progress("writing the bundle", 3, 3)
     return manifest

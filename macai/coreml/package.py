@@ -80,9 +80,8 @@ def save_package(
     ):
         made = Path(scratch) / "made.mlpackage"
         _convert(program, made, opset)
-        _tidy(made / _MODEL, metadata)
         (folder / _DATA / "weights").mkdir(parents=True)
-        (made / _MODEL).replace(folder / _MODEL)
+        (folder / _MODEL).write_bytes(_tidied((made / _MODEL).read_bytes(), metadata))
         if (made / _WEIGHTS).exists():
             (made / _WEIGHTS).replace(folder / _WEIGHTS)
         else:
@@ -107,10 +106,10 @@ def _convert(program: Any, made: Path, opset: Any) -> None:
         raise ExportError(f"coremltools refuses the program: {e}") from e
 
 
-def _tidy(file: Path, metadata: Metadata) -> None:
-    """Take the date out of the model's description, and write what `metadata` says."""
+def _tidied(model: bytes, metadata: Metadata) -> bytes:
+    """Take the date out of the model's description, and put in what `metadata` says."""
     spec = Model_pb2.Model()
-    spec.ParseFromString(file.read_bytes())
+    spec.ParseFromString(model)
     description = spec.description.metadata
     description.userDefined.clear()
     for key, value in sorted(metadata.user.items()):
@@ -125,7 +124,8 @@ def _tidy(file: Path, metadata: Metadata) -> None:
             feature.shortDescription = metadata.inputs.get(feature.name, "")
         for feature in part.output:
             feature.shortDescription = metadata.outputs.get(feature.name, "")
-    file.write_bytes(spec.SerializeToString(deterministic=True))
+    written: bytes = spec.SerializeToString(deterministic=True)
+    return written
 
 
 def _write_manifest(folder: Path) -> None:
