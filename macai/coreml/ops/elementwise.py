@@ -145,15 +145,23 @@ def log(lowering: "Lowering", node: Node, x: Var) -> Var:
 
 @lowers("Log1p", broadcasts=True)
 def log1p(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """Log(1 + x); 1 + x loses what x has below 2^-10 in float16, so in float32."""
+    """Log(1 + x), in float32, and times x over what 1 + x has left of it: right for a small x."""
     wide = lowering.cast(x, "fp32")
-    return mb.log(x=mb.add(x=wide, y=np.float32(1)))
+    total = mb.add(x=wide, y=np.float32(1))
+    left = mb.sub(x=total, y=np.float32(1))
+    lost = mb.equal(x=left, y=np.float32(0))
+    ratio = mb.real_div(x=wide, y=mb.select(cond=lost, a=total, b=left))
+    return mb.select(cond=lost, a=wide, b=mb.mul(x=mb.log(x=total), y=ratio))
 
 
 @lowers("Expm1", broadcasts=True)
 def expm1(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """Exp(x) - 1, in float32 for the sake of a small x."""
-    return mb.sub(x=mb.exp(x=lowering.cast(x, "fp32")), y=np.float32(1))
+    """Exp(x) - 1, in float32; 2 t / (1 - t) with t = tanh(x / 2) near 0, where it would vanish."""
+    wide = lowering.cast(x, "fp32")
+    t = mb.tanh(x=mb.mul(x=wide, y=np.float32(0.5)))
+    near = mb.real_div(x=mb.add(x=t, y=t), y=mb.sub(x=np.float32(1), y=t))
+    far = mb.sub(x=mb.exp(x=wide), y=np.float32(1))
+    return mb.select(cond=mb.less(x=mb.abs(x=wide), y=np.float32(0.5)), a=near, b=far)
 
 
 @lowers("LogAddExp", broadcasts=True)
@@ -207,9 +215,3 @@ def select(lowering: "Lowering", node: Node, condition: Var, a: Var, b: Var) -> 
 def as_type(lowering: "Lowering", node: Node, x: Var) -> Var:
     """Another type; float to integer rounds towards zero, as MLX does."""
     return lowering.cast(x, lowering.mil_type(node.outputs[0]))
-
-
-@lowers("StopGradient", "Contiguous", "Copy", broadcasts=True)
-def same(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """The operand: what these do has no meaning in an exported program."""
-    return x

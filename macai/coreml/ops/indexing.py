@@ -1,5 +1,6 @@
 """Reading and writing parts of arrays, at places known now or computed."""
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,8 +131,8 @@ def scatter_axis(lowering: "Lowering", node: Node, x: Var, indices: Var, updates
 def _whole_updates(node: Node) -> str | None:
     """Single indices on some axes, the others whole."""
     axes, shape = node.arguments[1], node.inputs[0].shape
-    sizes = node.inputs[-1].shape[-len(shape) :] if shape else ()
-    whole = all(size == (1 if axis in axes else shape[axis]) for axis, size in enumerate(sizes))
+    others = prod(size for axis, size in enumerate(shape) if axis not in axes)
+    whole = prod(node.inputs[-1].shape) == prod(node.inputs[1].shape) * others
     return None if whole and axes else "slices that are not whole"
 
 
@@ -164,7 +165,7 @@ def slice_update(lowering: "Lowering", node: Node, x: Var, update: Var) -> Var:
     # An end below zero with a negative stride stands for "to the first one".
     triples = zip(begin, end, stride, strict=True)
     window = tuple(slice(b, None if s < 0 and e < 0 else e, s) for b, e, s in triples)
-    places = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)[window]
+    places = np.arange(prod(shape), dtype=np.int32).reshape(shape)[window]
     return _written(x, places.reshape(-1), update, how, shape)
 
 
@@ -184,8 +185,8 @@ def dynamic_slice_update(lowering: "Lowering", node: Node, x: Var, update: Var, 
         end = lowering.once(("end", begin.name, tuple(size)), lambda: mb.add(x=begin, y=size))
         return mb.slice_update(x=x, update=update, begin=begin, end=end)
     shape = node.inputs[0].shape
-    steps = np.array([int(np.prod(shape[a + 1 :])) for a in range(len(shape))], dtype=np.int32)
-    window = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
+    steps = np.array([prod(shape[a + 1 :]) for a in range(len(shape))], dtype=np.int32)
+    window = np.arange(prod(shape), dtype=np.int32).reshape(shape)
     places = window[tuple(slice(n) for n in size)].reshape(-1)
     first = mb.reduce_sum(x=mb.mul(x=begin, y=steps), axes=[0], keep_dims=True)
     return _written(x, mb.add(x=first, y=places), update, "update", shape)

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import types
 
 from macai.coreml.graph import Node
 from macai.coreml.ops.table import Var, lowers, number_like
@@ -83,27 +83,21 @@ def scan(lowering: "Lowering", node: Node, x: Var) -> Var:
     return mb.cumsum(x=x, axis=axis, reverse=reverse, exclusive=not inclusive)
 
 
-def _comparable(x: Var) -> Var:
-    return mb.cast(x=x, dtype="int32") if x.dtype.__name__ == "bool" else x
-
-
 @lowers("ArgSort", "ArgPartition")
 def arg_sort(lowering: "Lowering", node: Node, x: Var) -> Var:
     """The order of an axis; a partition is sorted whole, which is one of its answers."""
-    return mb.argsort(x=_comparable(x), axis=node.arguments[-1], ascending=True)
+    return mb.argsort(x=_ordered(x), axis=node.arguments[-1], ascending=True)
 
 
 @lowers("Sort", "Partition")
 def sort(lowering: "Lowering", node: Node, x: Var) -> Var:
     """An axis in ascending order; a partition is sorted whole, which is one of its answers."""
-    axis = node.arguments[-1]
-    order = mb.argsort(x=_comparable(x), axis=axis, ascending=True)
-    return mb.gather_along_axis(x=x, indices=order, axis=axis)
+    axis, number = node.arguments[-1], _ordered(x)
+    order = mb.argsort(x=number, axis=axis, ascending=True)
+    values = mb.gather_along_axis(x=number, indices=order, axis=axis)
+    return mb.cast(x=values, dtype="bool") if number is not x else values
 
 
-@lowers("Arange")
-def arange(lowering: "Lowering", node: Node) -> Var:
-    """A constant: start, stop and step are numbers."""
-    start, stop, step = node.arguments
-    values = np.arange(start, stop, step)[: node.outputs[0].shape[0]]
-    return lowering.const(values, lowering.mil_type(node.outputs[0]))
+def _ordered(x: Var) -> Var:
+    """MIL puts no booleans in order."""
+    return mb.cast(x=x, dtype="int32") if x.dtype == types.bool else x

@@ -29,8 +29,8 @@ def transpose(lowering: "Lowering", node: Node, x: Var) -> Var:
     return mb.transpose(x=x, perm=list(node.arguments[0]))
 
 
-@lowers("Broadcast", "BroadcastAxes", broadcasts=True)
-def broadcast(lowering: "Lowering", node: Node, x: Var, *_: Var) -> Var:
+@lowers("Broadcast", broadcasts=True)
+def broadcast(lowering: "Lowering", node: Node, x: Var) -> Var:
     """Nothing: MIL broadcasts where it computes, and Lowering.var does it where it must be seen."""
     return x
 

@@ -2,6 +2,7 @@
 
     Broadcast(x), Transpose[perm](x) of rank > 5    ->    Reshape; the same on merged axes; Reshape
     Gather(x, i): [*I, 1, ..., *slice]              ->    Gather(x, i): [*I, *slice]; Reshape
+    Scatter(x, i, u: [*I, 1, ..., *slice])          ->    Reshape; Scatter(x, i, u: [*I, *slice])
 
 `mx.repeat`, `mx.tile` and pixel shuffles go through such shapes, between a Reshape before and one
 after, which passes/reshapes.py then joins with these. Axes of size 1 go, and neighbours that stay
@@ -26,6 +27,8 @@ def low_rank(graph: Graph) -> None:
         rank = max((len(v.shape) for v in (*node.inputs, *node.outputs)), default=0)
         if node.op == "Gather":
             nodes += _short_gather(node, names)
+        elif node.op == "Scatter":
+            nodes += _short_scatter(node, names)
         elif node.op == "Broadcast" and rank > _MOST and node.inputs[0].shape:
             nodes += _merged_broadcast(node, names)
         elif node.op == "Transpose" and rank > _MOST:
@@ -44,6 +47,17 @@ def _short_gather(node: Node, names: Iterator[str]) -> list[Node]:
     shape = (*output.shape[: len(output.shape) - len(sizes)], *kept)
     short = Value(next(names), shape, output.dtype)
     return [replace(node, outputs=(short,)), _reshape(short, output, node)]
+
+
+def _short_scatter(node: Node, names: Iterator[str]) -> list[Node]:
+    x, updates = node.inputs[0].shape, node.inputs[-1]
+    places = updates.shape[: len(updates.shape) - len(x)]
+    kept = [size for axis, size in enumerate(x) if axis not in node.arguments[1]]
+    short = Value(next(names), (*places, *kept), updates.dtype)
+    if prod(short.shape) != prod(updates.shape):
+        return [node]
+    first = _reshape(updates, short, node)
+    return [first, replace(node, inputs=(*node.inputs[:-1], short))]
 
 
 def _merged_broadcast(node: Node, names: Iterator[str]) -> list[Node]:

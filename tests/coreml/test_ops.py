@@ -1,0 +1,45 @@
+"""Every op of the table: what a package computes is what MLX does."""
+
+import itertools
+
+import pytest
+
+from macai.coreml.ops import OPS
+from tests.coreml.cases import CASES
+from tests.coreml.same import assert_same, lowered_graph, ops_of, results_of, traced_graph
+
+# A pass makes Reshape of these: they are in the trace only.
+RESHAPES = {"ExpandDims", "Flatten", "Squeeze", "Unflatten"}
+# What jumps, or is steep, where float16 rounds: compared in float32 only.
+EXACT = {"DivMod", "FloorDivide", "Remainder", "Round"}
+
+
+def together(cases):
+    """One function of all cases' inputs that returns all their results: one export, not many."""
+    sizes = [len(inputs) for _, inputs in cases]
+
+    def fn(*arrays):
+        given = iter(arrays)
+        own = [list(itertools.islice(given, size)) for size in sizes]
+        pairs = zip(cases, own, strict=True)
+        return [r for (case, _), inputs in pairs for r in results_of(case, inputs)]
+
+    return fn, [a for _, inputs in cases for a in inputs]
+
+
+def test_every_op_has_a_case():
+    assert set(OPS) == set(CASES)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_each_case_uses_its_op(op):
+    for number, (fn, inputs) in enumerate(CASES[op]):
+        graph = (traced_graph if op in RESHAPES else lowered_graph)(fn, *inputs)
+        assert op in ops_of(graph), f"case {number}: {ops_of(graph)}"
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_package_computes_what_mlx_does(op, tmp_path):
+    fn, inputs = together(CASES[op])
+    precisions = ("fp32",) if op in EXACT else ("fp32", "fp16")
+    assert_same(fn, *inputs, path=tmp_path / "p.mlpackage", precisions=precisions)
