@@ -11,6 +11,7 @@ from macai.errors import PackageError
 from macai.mil.frame import Frame
 from macai.mil.program import Argument, Operation
 from macai.mil.registry import OpDef, Parameter
+from macai.mil.types import DAMAGED
 from macai.mil.weights import SMALL_BYTES, Constant
 
 FAILURES = (ValueError, TypeError, ArithmeticError, LookupError, MemoryError, AttributeError)
@@ -81,7 +82,7 @@ def make_call(
         parameter = definition.parameters[name]
         sources = [bound(argument) for argument in arguments]
         if not parameter.many and len(sources) != 1:
-            raise PackageError(f"{where}: {name} has {len(sources)} arguments, not 1")
+            raise PackageError(f"{where}: {name} has {len(sources)} arguments, not 1", hint=DAMAGED)
         fetch, is_fixed, is_known = _fetch(parameter, sources, where, name)
         is_constant = is_constant and is_known
         if is_fixed:
@@ -126,7 +127,9 @@ def _fetch(
     """Return how to get an argument, whether once and for all, and whether it is constant."""
     for source in sources:
         if not isinstance(source, int | Constant):
-            raise PackageError(f"{where}: {name} is a state: only read_state may use it")
+            raise PackageError(
+                f"{where}: {name} is a state: only read_state may use it", hint=DAMAGED
+            )
     fetches = [_source(parameter, source) for source in sources]
     is_known = all(isinstance(source, Constant) for source in sources)
     if parameter.many:

@@ -72,10 +72,21 @@ def unpack(data: np.ndarray, dtype: DType, count: int) -> np.ndarray:
     """
     if dtype.bits >= 8:
         return data.view(dtype.storage)
-    bits = np.unpackbits(data, bitorder="little", count=count * dtype.bits)
-    weights = np.left_shift(1, np.arange(dtype.bits)).astype(np.uint8)
-    values = bits.reshape(count, dtype.bits) @ weights
+    values = _unpacked(data, dtype.bits)[:count]
     if dtype.storage.kind == "i":
         sign = np.uint8(1 << (dtype.bits - 1))
         return (values ^ sign).astype(np.int8) - np.int8(sign)
     return values
+
+
+def _unpacked(data: np.ndarray, bits: int) -> np.ndarray:
+    """Return uint8 values of `bits` bits each, at the end some of the last bytes' spare bits."""
+    mask = np.uint8((1 << bits) - 1)
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return ((data[:, None] >> shifts) & mask).reshape(-1)
+    # Three bytes hold a whole number of values of 3 or 6 bits.
+    groups = np.pad(data, (0, -len(data) % 3)).reshape(-1, 3).astype(np.uint32)
+    words = groups @ np.array([1, 1 << 8, 1 << 16], np.uint32)
+    shifts = np.arange(0, 24, bits, dtype=np.uint32)
+    return ((words[:, None] >> shifts).astype(np.uint8) & mask).reshape(-1)

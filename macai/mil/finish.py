@@ -7,7 +7,7 @@ import numpy as np
 
 from macai.errors import PackageError
 from macai.mil.dtypes import compute_dtype
-from macai.mil.types import ListType, TensorType, ValueType
+from macai.mil.types import DAMAGED, ListType, TensorType, ValueType
 
 Finish = Callable[[Any], tuple[Any, int]]
 """A result -> what a run goes on with, and how many of it rounding found not to be finite."""
@@ -67,7 +67,7 @@ def _matches(shape: tuple[int, ...], declared: tuple[int | None, ...] | None) ->
 def _list_finisher(type_: ValueType, where: str) -> Finish:
     def finish(result: Any) -> tuple[Any, int]:
         if isinstance(type_, ListType) and not isinstance(result, list):
-            raise PackageError(f"{where}: computed a tensor, declared {type_}")
+            raise PackageError(f"{where}: computed a tensor, declared {type_}", hint=DAMAGED)
         return result, 0
 
     return finish

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from macai.errors import PackageError
+from macai.mil.call import guarded
 from macai.mil.features import TensorSpec, default_value
 from macai.mil.frame import Frame, Overflow, StateBuffers
 from macai.mil.plan import Plan, make_plan
@@ -74,12 +76,14 @@ class Function:
         if precision not in ("fp32", "fp16"):
             raise ValueError(f"precision is 'fp32' or 'fp16', got {precision!r}")
         if precision not in self._plans:
-            self._plans[precision] = make_plan(
+            plan = partial(
+                make_plan,
                 self.body,
                 rounds=precision == "fp16",
                 cache=self.limits.cache,
                 value_limit_bytes=self.limits.value_limit_bytes,
             )
+            self._plans[precision] = guarded(plan, f"function {self.name!r}")
         return self._plans[precision]
 
     def run(
@@ -108,14 +112,19 @@ class Function:
         for name, place in plan.inputs.items():
             frame.values[place] = given[name]
         with np.errstate(all="ignore"):
-            for step in plan.steps:
-                step(frame)
-            outputs = {
-                name: self._output(name, _value(bound, frame), precision)
-                for name, bound in plan.outputs.items()
-            }
+            outputs = guarded(
+                partial(self._outputs, plan, frame, precision), f"function {self.name!r}"
+            )
         frame.states.commit()
         return Result(outputs, [*plan.overflows, *frame.overflows])
+
+    def _outputs(self, plan: Plan, frame: Frame, precision: Precision) -> dict[str, np.ndarray]:
+        for step in plan.steps:
+            step(frame)
+        return {
+            name: self._output(name, _value(bound, frame), precision)
+            for name, bound in plan.outputs.items()
+        }
 
     def _output(self, name: str, value: Any, precision: Precision) -> Any:
         if not isinstance(value, np.ndarray):

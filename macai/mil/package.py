@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from macai.errors import PackageError
 from macai.mil.blob import BlobFile
+from macai.mil.call import guarded
 from macai.mil.features import tensor_spec
 from macai.mil.function import Function, Limits
 from macai.mil.program import Body, parse_function
@@ -81,13 +82,8 @@ def open_package(
     spec = _read_spec(model_path)
     description = spec.description
     files = _Weights(path, model_path.parent)
-    bodies = {
-        name: parse_function(name, function, files)
-        for name, function in spec.mlProgram.functions.items()
-    }
-    descriptions = _descriptions(spec, bodies)
     limits = Limits(weight_cache_bytes, value_limit_bytes)
-    functions = {n: _function(bodies[n], d, limits) for n, d in descriptions.items()}
+    functions = guarded(lambda: _functions(spec, files, limits), str(path))
     metadata = description.metadata
     return Package(
         path=path,
@@ -203,6 +199,15 @@ def _default_function(description: Proto, functions: dict[str, Function]) -> str
     if name not in functions:
         raise PackageError(f"the default function {name!r} is not there", hint=DAMAGED)
     return name
+
+
+def _functions(spec: Proto, files: "_Weights", limits: Limits) -> dict[str, Function]:
+    bodies = {
+        name: parse_function(name, function, files)
+        for name, function in spec.mlProgram.functions.items()
+    }
+    descriptions = _descriptions(spec, bodies)
+    return {name: _function(bodies[name], d, limits) for name, d in descriptions.items()}
 
 
 def _function(body: Body, description: Proto, limits: Limits) -> Function:

@@ -17,7 +17,7 @@ from macai.mil.liveness import check_live_bytes, last_uses
 from macai.mil.ops import OPS
 from macai.mil.program import Argument, Block, Body, Operation
 from macai.mil.registry import OpDef
-from macai.mil.types import StateType
+from macai.mil.types import DAMAGED, StateType
 from macai.mil.values import Value
 from macai.mil.weights import Constant, WeightCache
 
@@ -97,7 +97,9 @@ class Scope:
         """Return how to get an argument in a run."""
         bound = self.argument(argument)
         if isinstance(bound, StateName):
-            raise PackageError(f"function {self.planner.body.name!r}: {bound.name!r} is a state")
+            raise PackageError(
+                f"function {self.planner.body.name!r}: {bound.name!r} is a state", hint=DAMAGED
+            )
         if isinstance(bound, Constant):
             constant = bound
             return lambda _: constant.get()
@@ -123,7 +125,7 @@ class Scope:
         """Return what a block's output is."""
         if isinstance(self.bound[name], StateName):
             raise PackageError(
-                f"function {self.planner.body.name!r}: it returns the state {name!r}"
+                f"function {self.planner.body.name!r}: it returns the state {name!r}", hint=DAMAGED
             )
         return self.bound[name]
 
@@ -192,7 +194,9 @@ class _Planner:
     def _bind_const(self, operation: Operation, scope: Scope) -> None:
         values = operation.inputs.get("val", ())
         if len(operation.outputs) != 1 or len(values) != 1 or not isinstance(values[0], Value):
-            raise PackageError(f"{scope.where(operation)}: a constant without one value")
+            raise PackageError(
+                f"{scope.where(operation)}: a constant without one value", hint=DAMAGED
+            )
         (name, type_) = next(iter(operation.outputs.items()))
         if type_ != values[0].type:
             raise PackageError(
@@ -255,7 +259,9 @@ class _Planner:
             given = call.arguments(frame)
             results = call.results(given)
             if len(results) != len(finish):
-                raise PackageError(f"{where}: {len(names)} outputs declared, it has {len(results)}")
+                raise PackageError(
+                    f"{where}: {len(names)} outputs declared, it has {len(results)}", hint=DAMAGED
+                )
             finished = []
             for name, result, end in zip(names, results, finish, strict=True):
                 value, not_finite = end(result)

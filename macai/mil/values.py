@@ -42,11 +42,13 @@ class Value:
         read: Decodes it anew: an array in its storage type (a read-only view of the file where that
             is possible), a str, or a list of either.
         stored_bytes: What it takes in the weight file; 0 if it is in the program.
+        stored: Those bytes, uint8: a view of the file, at its address.
     """
 
     type: ValueType
     read: Callable[[], Any] = field(repr=False)
     stored_bytes: int = 0
+    stored: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 Blobs = Callable[[str, str], blob.BlobFile]
@@ -62,7 +64,7 @@ def parse_value(proto: Proto, blobs: Blobs, where: str) -> Value:
             raise PackageError(f"{where}: a weight of type {type_}", hint=DAMAGED)
         file = blobs(proto.blobFileValue.fileName, where)
         packed = file.packed(proto.blobFileValue.offset, type_, where)
-        return Value(type_, lambda: blob.decode(packed, type_), len(packed))
+        return Value(type_, lambda: blob.decode(packed, type_), len(packed), packed)
     if kind != "immediateValue":
         raise PackageError(f"{where}: a constant without a value", hint=DAMAGED)
     value = _immediate(proto.immediateValue, type_, blobs, where)

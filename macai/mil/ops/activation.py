@@ -114,4 +114,4 @@ def softmax_array(x: Array, axis: int) -> Array:
 
 def per_channel(values: Array, x: Array) -> Array:
     """Shape [C] so that it broadcasts along axis 1 of x."""
-    return values.reshape(-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else values
+    return values.reshape(x.shape[1], *[1] * (x.ndim - 2))

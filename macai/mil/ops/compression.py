@@ -3,12 +3,16 @@
 Computed in float32; what calls these rounds the result to its declared type.
 """
 
+import math
+
 import numpy as np
 
-from macai.mil.ops.size import allowed
+from macai.mil.dtypes import DTYPES, unpack
 from macai.mil.registry import Array, Ints, Raw, op
 
 F = np.float32
+MAX_VECTOR = 64
+"""Far more than any palette has; it bounds what one stored index can become."""
 
 
 def spread(blocks: Array, shape: tuple[int, ...]) -> Array:
@@ -42,17 +46,19 @@ def constexpr_affine_dequantize(
 
 
 def _affine(data: Array, scale: Array, zero_point: Array | None, axis: int | None) -> Array:
-    def placed(values: Array) -> Array:
-        if values.ndim == 0 or axis is None:
-            return values.astype(F)
-        shape = [1] * data.ndim
-        shape[axis] = -1
-        return values.astype(F).reshape(shape)
-
     values = data.astype(F)
     if zero_point is not None:
-        values = values - placed(zero_point)
-    return values * placed(scale)
+        values -= _along(zero_point, data, axis)
+    return values * _along(scale, data, axis)
+
+
+def _along(values: Array, data: Array, axis: int | None) -> Array:
+    """Return a scalar, or a value for each index of an axis of `data`, ready to be broadcast."""
+    if values.ndim == 0 or axis is None:
+        return values.astype(F).reshape(())
+    shape = [1] * data.ndim
+    shape[axis] = data.shape[axis]
+    return values.astype(F).reshape(shape)
 
 
 @op("dequantize")
@@ -71,15 +77,9 @@ def quantize(
     axis: int | None = None,
 ) -> Array:
     """Round input / scale to the nearest integer, halves to even, add zero_point, and clip."""
-    shape = [1] * input.ndim
-    if axis is not None:
-        shape[axis] = -1
-    divisor = scale.astype(F) if scale.ndim == 0 else scale.astype(F).reshape(shape)
-    values = np.round(input / divisor)
+    values = np.round(input / _along(scale, input, axis))
     if zero_point is not None:
-        values += (
-            zero_point.astype(F) if zero_point.ndim == 0 else zero_point.astype(F).reshape(shape)
-        )
+        values += _along(zero_point, input, axis)
     info = np.iinfo(output_dtype)
     return np.clip(values, info.min, info.max).astype(output_dtype)
 
@@ -94,22 +94,22 @@ def constexpr_lut_to_dense(
     [2^bits, vector] for each block of indices; a vector lies along `vector_axis`.
     """
     if shape is not None:
-        return lut[_packed_indices(indices, lut.size, allowed(shape))]
+        return lut.reshape(-1)[_packed_indices(indices, lut.size, shape)]
     return _looked_up(indices, lut, vector_axis)
 
 
 def _packed_indices(packed: Array, palette: int, shape: tuple[int, ...]) -> Array:
-    bits = max(palette - 1, 1).bit_length()
-    count = int(np.prod(shape))
-    if packed.size * 8 < count * bits or bits > 8:
+    bits, count = max(palette - 1, 1).bit_length(), math.prod(shape)
+    name = f"uint{bits}"
+    if name not in DTYPES or bits > 8 or not 0 <= count * bits <= packed.size * 8:
         raise ValueError(f"{count} indices of {bits} bits in {packed.size} bytes")
-    flat = np.unpackbits(packed, bitorder="little", count=count * bits).reshape(count, bits)
-    return (flat @ np.left_shift(1, np.arange(bits)).astype(np.uint8)).reshape(shape)
+    return unpack(packed.reshape(-1), DTYPES[name], count).reshape(shape)
 
 
 def _looked_up(indices: Array, lut: Array, vector_axis: int | None) -> Array:
     *blocks, palette, vector = lut.shape
-    allowed((*indices.shape, vector))
+    if vector > MAX_VECTOR:
+        raise ValueError(f"a palette of vectors of {vector}")
     if indices.size and int(indices.max()) >= palette:
         raise ValueError(f"index {int(indices.max())} in a palette of {palette}")
     tables = np.arange(int(np.prod(blocks))).reshape(blocks)
@@ -129,10 +129,10 @@ def _looked_up(indices: Array, lut: Array, vector_axis: int | None) -> Array:
 def constexpr_sparse_to_dense(nonzero_data: Raw, mask: Raw, shape: Ints | None = None) -> Array:
     """Put the values where the mask is 1, zeros elsewhere; iOS 16 packs the mask's bits."""
     if shape is not None:
-        count = int(np.prod(allowed(shape)))
-        if mask.size * 8 < count:
+        count = math.prod(shape)
+        if not 0 <= count <= mask.size * 8:
             raise ValueError(f"a mask of {mask.size} bytes for {count} values")
-        mask = np.unpackbits(mask, bitorder="little", count=count).reshape(shape)
+        mask = unpack(mask.reshape(-1), DTYPES["uint1"], count).reshape(shape)
     return _dense(nonzero_data, mask)
 
 

@@ -12,10 +12,11 @@ from macai.mil.frame import Frame, Step
 from macai.mil.ops.size import allowed
 from macai.mil.program import Argument, Block, Operation
 from macai.mil.registry import Array, Arrays, Ints, builds, op
+from macai.mil.types import DAMAGED
 from macai.mil.weights import Constant
 
 MAX_ITERATIONS = 1 << 16
-MAX_LIST_LENGTH = 1 << 20
+MAX_LIST_LENGTH = 1 << 16
 
 Branch = Callable[[Frame], list[Any]]
 
@@ -63,7 +64,7 @@ def _expect(
 def _truth(value: Any, scope_where: str) -> bool:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "bif":
-        raise PackageError(f"{scope_where}: a condition of shape {list(array.shape)}")
+        raise PackageError(f"{scope_where}: a condition of shape {list(array.shape)}", hint=DAMAGED)
     return bool(array.reshape(()))
 
 
@@ -89,7 +90,7 @@ def while_loop(scope: Any, operation: Operation, block: Block, index: int) -> St
     where = scope.where(operation)
     first = [scope.fetch(argument) for argument in operation.inputs["loop_vars"]]
     if len(first) != n:
-        raise PackageError(f"{where}: {len(first)} loop variables, {n} outputs")
+        raise PackageError(f"{where}: {len(first)} loop variables, {n} outputs", hint=DAMAGED)
     (condition_places, condition), (body_places, body) = (
         _branch(scope, b) for b in operation.blocks
     )
@@ -104,7 +105,9 @@ def while_loop(scope: Any, operation: Operation, block: Block, index: int) -> St
                 return
             _set(frame, body_places, values)
             values = body(frame)
-        raise PackageError(f"{where}: still going on after {MAX_ITERATIONS} iterations")
+        raise PackageError(
+            f"{where}: still going on after {MAX_ITERATIONS} iterations", hint=DAMAGED
+        )
 
     return step
 
@@ -116,7 +119,7 @@ def _set(frame: Frame, places: list[int], values: list[Any]) -> None:
 
 def _single(scope: Any, arguments: tuple[Argument, ...], where: str) -> Fetch:
     if len(arguments) != 1:
-        raise PackageError(f"{where}: {len(arguments)} conditions")
+        raise PackageError(f"{where}: {len(arguments)} conditions", hint=DAMAGED)
     fetch: Fetch = scope.fetch(arguments[0])
     return fetch
 

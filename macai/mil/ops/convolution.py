@@ -149,7 +149,9 @@ def conv_transpose(
             )
     kept = tuple(slice(first, first + size) for first, size in zip(firsts, sizes, strict=True))
     y = y[(slice(None), slice(None), *kept)]
-    return y if bias is None else y + bias.reshape(-1, *[1] * n)
+    if bias is not None:
+        y += bias.reshape(-1, *[1] * n)
+    return y
 
 
 def _kept(

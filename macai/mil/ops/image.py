@@ -134,6 +134,7 @@ def resample(
 ) -> Array:
     """[B, C, H, W] at [B, h, w, (x, y)] → [B, C, h, w]."""
     H, W = x.shape[-2:]
+    allowed((*x.shape[:2], *coordinates.shape[1:3]))
     at = [
         _pixels(coordinates[..., i].astype(np.float64), n, coordinates_mode, align_corners)
         for i, n in ((1, H), (0, W))

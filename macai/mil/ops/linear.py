@@ -12,6 +12,7 @@ from macai.mil.registry import Array, Arrays, op
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """[..., D_in], [D_out, D_in], [D_out] → [..., D_out]."""
     rows = x.reshape(-1, x.shape[-1])
+    allowed((len(rows), len(weight)))
     y = rows @ weight.T
     if bias is not None:
         y += bias
@@ -37,6 +38,7 @@ def einsum(values: Arrays, equation: str) -> Array:
     labels = sources.split(",")
     is_plain = all(len(set(source)) == len(source) for source in labels) and "." not in equation
     if len(values) != 2 or not arrow or not is_plain:
+        allowed(value.size for value in values)  # what the result has at most
         return np.asarray(np.einsum(equation, *values))
     return _pair(values[0], values[1], labels[0], labels[1], target)
 

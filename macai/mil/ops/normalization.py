@@ -28,7 +28,7 @@ def instance_norm(
 ) -> Array:
     """X [B, C, ...], over all but B and C; gamma and beta [C]."""
     normalized = _normalized(x, tuple(range(2, x.ndim)), epsilon)
-    return _affine(normalized, gamma, beta, [-1] + [1] * (x.ndim - 2))
+    return _affine(normalized, gamma, beta, [x.shape[1]] + [1] * (x.ndim - 2))
 
 
 @op("batch_norm")

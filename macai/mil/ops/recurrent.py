@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from macai.mil.ops.activation import sigmoid_array
+from macai.mil.ops.size import allowed
 from macai.mil.registry import Array, op
 
 F = np.float32
@@ -31,9 +32,10 @@ def _scan(
     back: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the outputs in the order of x, [S, B, H], and the states after the last step."""
+    allowed((*x.shape[:-1], len(weight_ih)))
     projected = x @ weight_ih.T
     if bias is not None:
-        projected = projected + bias
+        projected += bias
     outputs = []
     for given in projected[::-1] if back else projected:
         states = step(given, states)

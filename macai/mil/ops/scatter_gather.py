@@ -37,8 +37,8 @@ def gather(
     """X [P..., N, S...], indices [I...] → [P..., I..., S...]; as stored: an embedding is large."""
     axis %= x.ndim
     index = indices.astype(np.intp)
+    allowed((*x.shape[:axis], *index.shape[batch_dims:], *x.shape[axis + 1 :]))
     if batch_dims == 0:
-        allowed((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
         return np.asarray(np.take(x, index, axis))
     flat_x = x.reshape(-1, *x.shape[batch_dims:])
     flat_index = index.reshape(-1, *index.shape[batch_dims:])
@@ -50,6 +50,9 @@ def gather(
 def gather_along_axis(
     x: Array, indices: Array, axis: int = 0, validate_indices: bool = False
 ) -> Array:
+    others = [size for i, size in enumerate(x.shape) if i != axis % x.ndim]
+    if [size for i, size in enumerate(indices.shape) if i != axis % x.ndim] != others:
+        raise ValueError(f"indices {list(indices.shape)} along axis {axis} of {list(x.shape)}")
     return np.asarray(np.take_along_axis(x, indices.astype(np.intp), axis))
 
 
@@ -59,6 +62,7 @@ def gather_nd(
 ) -> Array:
     """Indices [B..., I..., K] → [B..., I..., what is left of x's axes after B and K]."""
     index = indices.astype(np.intp)
+    allowed((*index.shape[:-1], *x.shape[batch_dims + index.shape[-1] :]))
     if batch_dims == 0:
         return np.asarray(x[tuple(np.moveaxis(index, -1, 0))])
     flat_x = x.reshape(-1, *x.shape[batch_dims:])

@@ -49,6 +49,7 @@ def squeeze(x: Array, axes: Ints | None = None) -> Array:
 @op("concat")
 def concat(values: Arrays, axis: int, interleave: bool = False) -> Array:
     """Interleaved, the first slices of all come first, then the second ones."""
+    allowed((sum(value.size for value in values),))
     if not interleave:
         return np.concatenate(values, axis)
     axis %= values[0].ndim
@@ -60,6 +61,7 @@ def concat(values: Arrays, axis: int, interleave: bool = False) -> Array:
 
 @op("stack")
 def stack(values: Arrays, axis: int) -> Array:
+    allowed((sum(value.size for value in values),))
     return np.stack(values, axis)
 
 
@@ -144,8 +146,10 @@ def space_to_batch(x: Array, block_shape: Ints, paddings: Ints) -> Array:
     """[B, C, H, W] → [B·bh·bw, C, H'/bh, W'/bw] after padding H and W with zeros."""
     bh, bw = block_shape
     top, bottom, left, right = paddings
+    B, C, H, W = x.shape
+    H, W = H + top + bottom, W + left + right
+    allowed((B, C, H, W))
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    B, C, H, W = allowed(padded.shape)
     y = padded.reshape(B, C, H // bh, bh, W // bw, bw).transpose(3, 5, 0, 1, 2, 4)
     return y.reshape(B * bh * bw, C, H // bh, W // bw)
 
@@ -167,4 +171,5 @@ def sliding_windows(x: Array, axis: int, size: int, stride: int = 1) -> Array:
     axis %= x.ndim
     windows = np.lib.stride_tricks.sliding_window_view(x, size, axis)
     index = (slice(None),) * axis + (slice(None, None, stride),)
+    allowed(windows[index].shape)
     return np.moveaxis(windows[index], -1, axis + 1)

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-MAX_ELEMENTS = 1 << 29
-"""2 GiB of float32. What is declared is checked before a run; this is for what is not declared."""
+MAX_ELEMENTS = 1 << 28
+"""1 GiB of float32. What is declared is checked before a run; this is for what is not declared."""
 
 
 def allowed(shape: Iterable[int]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from macai.mil.liveness import used_names
 from macai.mil.ops.slicing import replace, slice_index, slice_update
 from macai.mil.program import Block, Operation
 from macai.mil.registry import OPS, Parameter, builds
+from macai.mil.types import DAMAGED
 
 
 @builds("read_state")
@@ -44,7 +45,7 @@ def build_slice_update(scope: Any, operation: Operation, block: Block, index: in
     """Write into the state itself where a copy of all of it would only be written back to it."""
     definition = OPS["slice_update"]
     plain: Step | None = scope.planner.call_step(operation, scope, definition)
-    state = updated_state(block, index)
+    state = updated_state(block, index) if plain and len(operation.outputs) == 1 else None
     if state is None or plain is None:
         return plain
     call = make_call(operation, definition, scope.argument, scope.where(operation))
@@ -88,7 +89,7 @@ def updated_state(block: Block, index: int) -> str | None:
     s not touched before the write.
     """
     operation = block.operations[index]
-    (source, *_), (result, *_) = operation.inputs.get("x", ("",)), operation.outputs
+    source, result = operation.inputs["x"][0], next(iter(operation.outputs))
     reads = [o for o in block.operations[:index] if source in o.outputs]
     if not reads or reads[0].type != "read_state" or {source, result} & set(block.outputs):
         return None
@@ -115,6 +116,8 @@ def _state(scope: Any, operation: Operation, parameter: str, others: tuple[str, 
     where = scope.where(operation)
     required = {name: Parameter(True, None) for name in (parameter, *others)}
     check_names(operation, required, where)
+    if any(len(arguments) != 1 for arguments in operation.inputs.values()):
+        raise PackageError(f"{where}: not one argument for each input", hint=DAMAGED)
     bound = scope.argument(operation.inputs[parameter][0])
     name = getattr(bound, "name", None)
     if name is None:
@@ -127,7 +130,9 @@ def _state(scope: Any, operation: Operation, parameter: str, others: tuple[str, 
 def _read_step(scope: Any, operation: Operation, state: str) -> Step:
     where = scope.where(operation)
     if len(operation.outputs) != 1:
-        raise PackageError(f"{where}: {len(operation.outputs)} outputs declared, it has 1")
+        raise PackageError(
+            f"{where}: {len(operation.outputs)} outputs declared, it has 1", hint=DAMAGED
+        )
     ((name, type_),) = operation.outputs.items()
     finish = finisher(type_, rounds=False, where=f"{where}: {name!r}")
     place = scope.place(name)

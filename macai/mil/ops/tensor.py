@@ -38,7 +38,8 @@ def one_hot(
     """An index that is not one of the vector's gives a vector of off_value."""
     allowed((*indices.shape, one_hot_vector_size))
     is_hot = indices[..., None] == np.arange(one_hot_vector_size)
-    return np.moveaxis(np.where(is_hot, on_value, off_value), -1, axis)
+    values = np.where(is_hot, on_value.reshape(()), off_value.reshape(()))
+    return np.moveaxis(values, -1, axis)
 
 
 @op("non_zero")

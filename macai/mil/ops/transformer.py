@@ -26,7 +26,7 @@ def scaled_dot_product_attention(
     allowed((*query.shape[:-1], key.shape[-2]))
     scores = (query * np.float32(1 / math.sqrt(query.shape[-1]))) @ key.swapaxes(-1, -2)
     if attn_mask is not None and attn_mask.dtype == np.bool_:
-        scores = np.where(attn_mask, scores, np.float32(-np.inf))
+        scores[~np.broadcast_to(attn_mask, scores.shape)] = -np.inf
     elif attn_mask is not None:
-        scores = scores + attn_mask
+        scores += attn_mask
     return softmax_array(scores, -1) @ value
