@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         return _manifest(value)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise PackageError(f"{file}: not a manifest: {type(e).__name__}: {e}") from e
 
 

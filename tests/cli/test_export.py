@@ -1,0 +1,175 @@
+"""`macai export`, `macai verify` and `macai run`, as a user meets them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from macai.models.load import load_model
+from tests.adapters import adapt, save
+from tests.tiny import tiny_model_dir
+
+SMALL = ("--context", 64, "--prefill", 8, "--positions", 12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model_dir(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="module")
+def adapter(folder, tmp_path_factory):
+    return save(adapt(load_model(folder)), tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def bundle(macai, folder, adapter, tmp_path):
+    """A verified bundle of the tiny model with its adapter."""
+    out = tmp_path / "bundle"
+    result = macai("export", "llm", "--model", folder, "--adapter", adapter, "--out", out, *SMALL)
+    assert result.code == 0, result.err
+    return out
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_an_exported_package_says_what_the_tuned_model_says(macai, folder, adapter, bundle):
+    options = ("--max-tokens", 8)
+    tuned = macai("generate", "Hello", "--model", folder, "--adapter", adapter, *options)
+    plain = macai("generate", "Hello", "--model", folder, *options)
+    ours = macai("run", bundle, "--prompt", "Hello", *options)
+    assert (ours.code, ours.out) == (0, tuned.out)
+    assert ours.out != plain.out
+    report = json.loads((bundle / "verify.json").read_text())
+    assert report["passed"]
+
+
+def test_export_prints_the_package_and_how_well_it_agrees(macai, folder, tmp_path):
+    out = tmp_path / "out"
+    result = macai("export", "llm", "--model", folder, "--out", out, *SMALL)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0] == f"bundle: {out}"
+    assert lines[1].startswith(f"package: {out / 'small.mlpackage'}, ")
+    assert lines[-1] == "verified"
+    assert any("top-1 100.0%" in line for line in lines)
+
+
+def test_export_json_is_one_line_with_manifest_and_verification(macai, folder, tmp_path):
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *SMALL, "--json")
+    assert result.out.count("\n") == 1
+    value = json.loads(result.out)
+    assert value["verify"]["passed"]
+    assert value["context"] == 64
+    assert value["out"] == str(tmp_path / "o")
+
+
+def test_without_verification_it_says_so(macai, folder, tmp_path):
+    out = tmp_path / "o"
+    result = macai("export", "llm", "--model", folder, "--out", out, *SMALL, "--no-verify")
+    assert result.code == 0
+    assert "not verified" in result.err
+    assert not (out / "verify.json").exists()
+
+
+def test_a_package_that_does_not_agree_is_not_kept(macai, folder, tmp_path, monkeypatch):
+    from macai.coreml import verify
+
+    monkeypatch.setitem(verify.LIMITS, "cosine", 1.1)
+    out = tmp_path / "o"
+    result = macai("export", "llm", "--model", folder, "--out", out, *SMALL)
+    assert (result.code, result.out) == (1, "")
+    assert "error: the package does not agree with the model: decode: cosine" in result.err
+    assert names(tmp_path) == []
+
+
+def test_an_existing_output_is_refused_before_anything_is_opened(macai, tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "mine").write_text("old")
+    result = macai("export", "llm", "--model", "no-such-model", "--out", tmp_path / "o")
+    assert result.code == 1
+    assert "exists already" in result.err
+    assert names(tmp_path / "o") == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--context", 100), "a context of 100"),
+        (("--prefill", 1), "a prefill of 1 tokens"),
+        (("--precision", "int8"), "unknown precision 'int8'"),
+    ],
+)
+def test_wrong_values_are_one_error_and_leave_nothing(macai, folder, tmp_path, options, message):
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
+    assert (result.code, result.out) == (1, "")
+    assert f"error: {message}" in result.err
+    assert names(tmp_path) == []
+
+
+def test_the_adapter_of_another_base_is_refused(macai, adapter, tmp_path):
+    other = tiny_model_dir(tmp_path / "other", seed=5)
+    result = macai("export", "llm", "--model", other, "--adapter", adapter, "--out", tmp_path / "o")
+    assert result.code == 1
+    assert "trained on another base" in result.err
+    assert names(tmp_path) == ["other"]
+
+
+def test_verify_tells_the_right_model_from_another(macai, folder, adapter, bundle):
+    good = macai(
+        "verify", bundle, "--against", folder, "--adapter", adapter, "--positions", 12, "--json"
+    )
+    assert good.code == 0
+    assert json.loads(good.out)["passed"]
+    bad = macai("verify", bundle, "--against", folder, "--positions", 12)
+    assert bad.code == 1
+    assert "FAILED: " in bad.out
+
+
+def test_verify_takes_a_text(macai, folder, adapter, bundle, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Turn on the light in the kitchen, and play some music.")
+    options = ("--against", folder, "--adapter", adapter, "--text", text, "--json")
+    assert json.loads(macai("verify", bundle, *options).out)["passed"]
+    missing = macai("verify", bundle, "--against", folder, "--text", tmp_path / "none")
+    assert (missing.code, missing.out) == (1, "")
+    assert "cannot be read" in missing.err
+
+
+def test_run_measures_with_json_and_stops_at_a_string(macai, bundle):
+    options = ("--prompt", "Hello", "--max-tokens", 6, "--json")
+    value = json.loads(macai("run", bundle, *options).out)
+    assert value["generated_tokens"] <= 6
+    assert value["finish_reason"] in ("stop", "length")
+    whole = value["text"]
+    stop = whole[len(whole) // 2]
+    value = json.loads(macai("run", bundle, *options, "--stop", stop).out)
+    assert value["text"] == whole[: whole.index(stop)]
+
+
+def test_run_with_a_seed_repeats_itself(macai, bundle):
+    options = ("--prompt", "Hello", "--max-tokens", 8, "--temperature", 1.5, "--seed", 7)
+    assert macai("run", bundle, *options).out == macai("run", bundle, *options).out
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("what", ["missing", "no manifest", "no package", "no weights", "garbage"])
+def test_a_broken_bundle_is_one_clear_error(macai, folder, bundle, tmp_path, command, what):
+    data = bundle / "small.mlpackage/Data/com.apple.CoreML"
+    if what == "missing":
+        bundle = tmp_path / "none"
+    elif what == "no manifest":
+        (bundle / "macai.json").unlink()
+    elif what == "no package":
+        shutil.rmtree(bundle / "small.mlpackage")
+    elif what == "no weights":
+        shutil.rmtree(data / "weights")
+    else:
+        (data / "model.mlmodel").write_bytes(np.random.default_rng(0).bytes(5000))
+    options = ("--prompt", "x") if command == "run" else ("--against", folder)
+    result = macai(command, bundle, *options)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.count("error: ") == 1
