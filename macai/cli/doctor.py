@@ -1,7 +1,11 @@
-"""`macai doctor`: what this machine has, what it is fast at, and what will not work on it."""
+"""`macai doctor`: what this machine has, what it is fast at, and what will not work on it.
+
+With a package: what is wrong with that.
+"""
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
@@ -9,32 +13,65 @@ import sys
 import time
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from macai.bench.machine import machine, versions
 
+if TYPE_CHECKING:
+    from macai.mil.lint import Report
+    from macai.mil.lint.report import Applied
+
 _ESSENTIAL = ("mlx", "mlx-lm", "tokenizers", "numpy")
 _MATMUL_SIZE = {"cpu": 1024, "gpu": 4096}
+_PLACES = 3
+"""How many places of one rule are printed: a model has the same in every layer."""
 _SLOW_GFLOPS = 20  # the reference BLAS reaches 7, an optimised one 40 and more on one old core
 
 
 def doctor(
+    package: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A .mlpackage, or a bundle that macai export wrote, to examine instead.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Show versions, hardware, speed and cache, and say what will not work here and why.
 
-    The exit code is 1 only when something is broken that every command needs.
+    With PACKAGE: look in a saved Core ML package, whoever made it, for every trap that is known;
+    nothing is run. docs/lint.md explains each. The exit code is 1 if there are errors; without
+    PACKAGE, if something is broken that every command needs.
 
-    Example: macai doctor --json
+    Example: macai doctor MyModel
     """
+    if package is not None:
+        _examine_package(package, as_json=as_json)
+        return
     report = examine()
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     else:
         _print_report(report)
     if any(problem["essential"] for problem in report["problems"]):
+        raise typer.Exit(1)
+
+
+def _examine_package(path: Path, *, as_json: bool) -> None:
+    # What coremltools says as it is imported (no torch, no Core ML here) is not about the package.
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from macai.mil.lint import lint
+
+    report = lint(path)
+    if as_json:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        _print_findings(report)
+    if report.counts["error"]:
         raise typer.Exit(1)
 
 
@@ -200,3 +237,27 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"{mark}: {problem['what']}: {problem['why']}")
     if not report["problems"]:
         print("everything works here")
+
+
+def _print_findings(report: "Report") -> None:
+    functions = ", ".join(report.functions)
+    print(f"{report.package}: specification {report.specification_version}, {functions}")
+    for applied in report.applied:
+        _print_applied(applied)
+    counts = report.counts
+    print()
+    print(", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items()))
+
+
+def _print_applied(applied: "Applied") -> None:
+    rule = applied.rule
+    print(f"\n{applied.severity} {rule.id}: {rule.title}")
+    for finding in applied.findings[:_PLACES]:
+        places = [finding.function, finding.operation]
+        where = ", ".join(place for place in places if place)
+        print(f"  {where}: {finding.message}" if where else f"  {finding.message}")
+    if len(applied.findings) > _PLACES:
+        print(f"  and {len(applied.findings) - _PLACES} more")
+    if applied.severity != "note":
+        print(f"  why: {rule.why}")
+        print(f"  fix: {rule.fix}")

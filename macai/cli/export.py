@@ -1,6 +1,7 @@
 """`macai export`: a tuned model becomes what an app carries."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,8 +28,11 @@ def llm(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="The folder for the bundle.")],
     adapter: Annotated[
-        Path | None,
-        typer.Option(help="Folder of an adapter that macai train wrote; it is fused."),
+        list[Path] | None,
+        typer.Option(
+            help="Folder of an adapter that macai train wrote: one is fused; several get functions "
+            "of their own and share the model's weights."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What package and Swift code are called; else the model.")
@@ -60,11 +64,12 @@ def llm(
     from macai.files import atomic_directory, refuse_existing, write_json
 
     refuse_existing(out, force=force)
+    adapters = _named(adapter or [])
     with atomic_directory(out, force=force) as folder:
         with reporting() as progress:
             manifest = _write(
                 model,
-                adapter,
+                adapters,
                 folder,
                 name=name,
                 context=context,
@@ -72,23 +77,44 @@ def llm(
                 precision=precision,
                 progress=progress,
             )
-        report: dict[str, Any] | None = None
-        if verify:
-            report = verified(folder, model, adapter, positions=positions)
-            write_json(folder / "verify.json", report)
-            if not report["passed"]:
-                raise ExportError(
-                    "the package does not agree with the model: " + "; ".join(report["problems"]),
-                    hint="--precision fp32 tells whether float16 is the reason",
-                )
+        reports = _verify(folder, model, adapters, positions=positions) if verify else {}
+        write_json(folder / "verify.json", reports)
+        if problems := [f"{n}: {p}" for n, r in reports.items() for p in r["problems"]]:
+            raise ExportError(
+                "the package does not agree with the model: " + "; ".join(problems),
+                hint="--precision fp32 tells whether float16 is the reason",
+            )
     if as_json:
-        print(json.dumps({"out": str(out), **manifest.to_json(), "verify": report}))
+        print(json.dumps({"out": str(out), **manifest.to_json(), "verify": reports}))
     else:
-        _print(manifest, out, report)
+        _print(manifest, out, reports)
+
+
+def _named(adapters: list[Path]) -> dict[str, Path]:
+    """Return the adapters by name: their folder's."""
+    from macai.errors import UsageError
+
+    named = {re.sub(r"\W", "_", path.resolve().name): path for path in adapters}
+    if len(named) < len(adapters):
+        raise UsageError("two adapters have one name", hint="rename one of the folders")
+    return named
+
+
+def _verify(
+    folder: Path, model: str, adapters: dict[str, Path], *, positions: int
+) -> dict[str, dict[str, Any]]:
+    """Compare all functions of a bundle; reports by adapter, "model" for the plain or fused one."""
+    if len(adapters) < 2:
+        fused = next(iter(adapters.values()), None)
+        return {"model": verified(folder, model, fused, positions=positions)}
+    reports = {"model": verified(folder, model, None, positions=positions)}
+    for name, path in adapters.items():
+        reports[name] = verified(folder, model, path, positions=positions, functions_of=name)
+    return reports
 
 
 def _write(
-    model: str, adapter: Path | None, folder: Path, *, name: str | None, **options: Any
+    model: str, adapters: dict[str, Path], folder: Path, *, name: str | None, **options: Any
 ) -> "Manifest":
     from macai.catalog import locate_model
     from macai.coreml.bundle import bundle_name, write_bundle
@@ -98,17 +124,28 @@ def _write(
     path = locate_model(model, progress=options["progress"])
     loaded = load_model(path, as_stored=True)
     source = {"model": model}
-    if adapter is not None:
+    if len(adapters) == 1:
+        [(source["adapter"], adapter)] = adapters.items()
         load_adapter(loaded, adapter)
-        source["adapter"] = adapter.resolve().name
+    else:
+        options["adapters"] = adapters
     label = bundle_name(name or Path(model.removesuffix(".gguf")).name)
     return write_bundle(loaded, folder, name=label, source=source, **options)
 
 
 def verified(
-    folder: Path, model: str, adapter: Path | None, *, positions: int, text: str | None = None
+    folder: Path,
+    model: str,
+    adapter: Path | None,
+    *,
+    positions: int,
+    text: str | None = None,
+    functions_of: str | None = None,
 ) -> dict[str, Any]:
-    """Open a bundle and its model, and compare them: see macai.coreml.verify."""
+    """Open a bundle and its model, and compare them: see macai.coreml.verify.
+
+    `functions_of` names the adapter whose functions are compared; else the plain or fused ones are.
+    """
     from macai.cli.opening import open_model
     from macai.cli.progress import reporting
     from macai.coreml.session import open_bundle
@@ -118,15 +155,19 @@ def verified(
     loaded = open_model(model, adapter)
     ids = loaded.tokenizer.encode(text or sample_text())[:positions]
     with reporting() as progress:
-        return verify_package(loaded, manifest, package, ids, progress=progress)
+        return verify_package(
+            loaded, manifest, package, ids, adapter=functions_of, progress=progress
+        )
 
 
-def _print(manifest: "Manifest", out: Path, report: dict[str, Any] | None) -> None:
+def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) -> None:
     print(f"bundle: {out}")
     print(f"package: {out / manifest.package}, {manifest.bytes / 1e6:.0f} MB, {manifest.weights}")
-    if report is None:
+    if not reports:
         print("not verified", file=sys.stderr)
-    else:
+    for name, report in reports.items():
+        if len(reports) > 1:
+            print(f"\n{name}")
         print_report(report)
 
 

@@ -3,29 +3,23 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from macai.cli.quickstart_report import REPORT, Scored, make_report, report_text
+
 if TYPE_CHECKING:
-    from macai.bench.json_calls import JsonCallScore
     from macai.data.rows import Row
     from macai.models.load import LoadedModel
-    from macai.train.events import Summary
 
-REPORT = "report.json"
-ANSWERS = 10
 MAX_TOKENS = 40  # of a reply; the longest expected one has 35
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The replies of one model to the held-out rows, and their score."""
-
-    replies: list[str]
-    score: "JsonCallScore"
+FUSED_ROWS = 40
+"""Rows whose replies of the fused model are compared with the tuned one's: scoring all takes long,
+and one wrongly fused layer changes them all."""
+PACKAGE_ANSWERS = 3
+CONTEXT, PREFILL, POSITIONS = 512, 32, 32
 
 
 def quickstart(
@@ -40,8 +34,9 @@ def quickstart(
     """Tune SmolLM2-135M to turn spoken requests into JSON calls, and compare before with after.
 
     It fetches the model (93 MB, once), scores it on 200 held-out requests, tunes it, scores it
-    again, fuses the adapter and scores the fused model. Stopped half-way, it goes on from the last
-    checkpoint the next time. An earlier quickstart in --out is replaced.
+    again, fuses the adapter, makes a Core ML package of it, compares that with the model, and lets
+    it answer. Stopped half-way, it goes on from the last checkpoint the next time. An earlier
+    quickstart in --out is replaced.
 
     Example: macai quickstart --out quickstart
     """
@@ -61,33 +56,37 @@ def quickstart(
     assert recipe.data.path is not None
     splits = read_splits(recipe.data.path)
 
-    _say("1/5  the model as it is")
+    _say("1/6  the model as it is")
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
     base = _score(load_model(folder), splits.test)
 
-    _say("2/5  tuning it")
+    _say("2/6  tuning it")
     adapter = out / "adapter"
     summary = run_recipe(recipe, data=None, out=adapter, resume=resume, force=True)
 
-    _say("3/5  the tuned model")
+    _say("3/6  the tuned model")
     loaded = load_model(folder)
     load_adapter(loaded, adapter)
     tuned = _score(loaded, splits.test)
 
-    _say("4/5  fusing the adapter")
+    _say("4/6  fusing the adapter")
     with atomic_directory(out / "model", force=True) as temporary, reporting() as progress:
         fuse(loaded)
         write_model(loaded, temporary, dtype="float16", progress=progress)
     del loaded
 
-    _say("5/5  the fused model, opened anew")
-    fused = _score(load_model(out / "model"), splits.test)
+    _say("5/6  the fused model, opened anew")
+    reopened = load_model(out / "model")
+    fused = _score(reopened, splits.test[:FUSED_ROWS])
 
-    report = _report(summary, splits.train, splits.test, base, tuned, fused)
+    _say("6/6  a Core ML package of it")
+    package = _export(out, recipe.model, reopened, splits.test)
+
+    report = make_report(summary, splits.train, splits.test, base, tuned, fused, package)
     report["total_seconds"] = round(time.perf_counter() - began, 1)
     write_json(out / REPORT, report)
-    print(json.dumps(report, ensure_ascii=False) if as_json else _text(report, out))
+    print(json.dumps(report, ensure_ascii=False) if as_json else report_text(report, out))
 
 
 def _prepare(out: Path, *, force: bool) -> bool:
@@ -123,78 +122,44 @@ def _score(loaded: "LoadedModel", rows: "list[Row]") -> Scored:
     return Scored(texts, score_calls([row.messages[-1].content for row in rows], texts))
 
 
-def _report(
-    summary: "Summary",
-    train: "list[Row]",
-    test: "list[Row]",
-    base: Scored,
-    tuned: Scored,
-    fused: Scored,
-) -> dict[str, Any]:
-    from dataclasses import asdict
+def _export(out: Path, name: str, reopened: "LoadedModel", rows: "list[Row]") -> dict[str, Any]:
+    """Write the fused model as a bundle, compare it with the model, and ask it a few requests."""
+    from macai.cli.progress import reporting
+    from macai.cli.run import reply
+    from macai.coreml.bundle import write_bundle
+    from macai.coreml.session import ReferenceRunner, Session, open_bundle
+    from macai.coreml.verify import sample_text, verify_package
+    from macai.errors import ExportError
+    from macai.files import atomic_directory, write_json
+    from macai.generate.prompt import chat_prompt
+    from macai.models.load import load_model
 
-    from macai.bench.machine import machine, versions
-    from macai.catalog import MODELS
-
-    model = MODELS["smollm2-135m"]
-    facts = asdict(summary)
-    del facts["adapter"]
-    return {
-        "model": model.name,
-        "sha256": model.source.member_sha256,
-        "rows": {"train": len(train), "test": len(test)},
-        **facts,
-        "base": base.score.to_json(),
-        "tuned": tuned.score.to_json(),
-        "fused": fused.score.to_json(),
-        "answers": [
-            {
-                "request": row.messages[-2].content,
-                "expected": row.messages[-1].content,
-                "base": before,
-                "tuned": after,
-            }
-            for row, before, after in zip(test, base.replies, tuned.replies, strict=True)
-        ][:ANSWERS],
-        "versions": versions(),
-        "machine": machine(),
-    }
-
-
-def _text(report: dict[str, Any], out: Path) -> str:
-    """Return the report as a person reads it."""
-    lines = []
-    for answer in report["answers"]:
-        before = " ".join(answer["base"].split())
-        lines += [
-            answer["request"],
-            f"  before  {before[:100]}{'...' if len(before) > 100 else ''}",
-            f"  after   {answer['tuned']}",
-        ]
-        if answer["tuned"] != answer["expected"]:
-            lines.append(f"  wanted  {answer['expected']}")
-    lines += ["", "exact match on requests worded as in no training row:"]
-    for name in ("base", "tuned", "fused"):
-        rate = report[name]["exact_match"]
-        lines.append(
-            f"  {name:5}  {rate['hits']:3} of {rate['total']}  {rate['value']:6.1%}  "
-            f"(95 %: {rate['low']:.1%} to {rate['high']:.1%})"
+    with atomic_directory(out / "package", force=True) as folder, reporting() as progress:
+        manifest = write_bundle(
+            load_model(out / "model", as_stored=True),
+            folder,
+            name=name,
+            source={"model": name, "adapter": "quickstart"},
+            context=CONTEXT,
+            prefill=[PREFILL],
+            progress=progress,
         )
-    lines += [
-        "",
-        f"{report['steps']} steps, {report['real_tokens']} tokens, "
-        f"{report['tokens_per_second']:.0f} tokens/s, "
-        f"{report['peak_memory_bytes'] / 1e9:.1f} GB peak; {report['total_seconds']:.0f} s in all",
-        f"report: {out / REPORT}",
-        "",
-        "go on with your own model and data:",
-        "  macai recipes copy lora mine.toml",
-        "  macai train mine.toml --model smollm2-135m --data examples.jsonl --out runs/mine",
-        '  macai generate --model smollm2-135m --adapter runs/mine "a prompt"',
-        "  macai chat --model smollm2-135m --adapter runs/mine",
-        "  macai fuse --model smollm2-135m --adapter runs/mine --out fused",
-    ]
-    return "\n".join(lines)
+        package = open_bundle(folder)[1]
+        ids = reopened.tokenizer.encode(sample_text())[:POSITIONS]
+        verified = verify_package(reopened, manifest, package, ids, tokens=8, progress=progress)
+        write_json(folder / "verify.json", {"model": verified})
+        if not verified["passed"]:
+            raise ExportError(
+                "the package does not agree with the model: " + "; ".join(verified["problems"])
+            )
+        session = Session(manifest, ReferenceRunner(package))
+        answers = []
+        for done, row in enumerate(rows[:PACKAGE_ANSWERS]):
+            progress("asking the package", done, PACKAGE_ANSWERS)
+            prompt = chat_prompt(reopened, row.messages[:-1])
+            tokens = reply(session, reopened, prompt, max_tokens=MAX_TOKENS)
+            answers.append("".join(token.text for token in tokens))
+    return {"bytes": manifest.bytes, "verify": verified, "answers": answers}
 
 
 def _say(text: str) -> None:

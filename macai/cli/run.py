@@ -29,6 +29,9 @@ def run(
     prompt: Annotated[
         str | None, typer.Option(help="What you say; - or nothing reads it from stdin.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The adapter of the bundle that replies, by name.")
+    ] = None,
     system: SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt itself, without a chat template.")
@@ -60,7 +63,7 @@ def run(
     prompt_ids = user_prompt(tokenized, text, system=system, raw=raw)
     if seed is not None:
         mx.random.seed(seed)
-    session = Session(manifest, ReferenceRunner(opened))
+    session = Session(manifest, ReferenceRunner(opened), adapter)
     tokens = reply(
         session, tokenized, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop=stop or []
     )

@@ -15,6 +15,10 @@ def verify(
         str, typer.Option("--against", help="The model: a name, a folder, a .gguf or a hub id.")
     ],
     adapter: AdapterOption = None,
+    functions_of: Annotated[
+        str | None,
+        typer.Option(help="The adapter of the bundle whose functions are compared, by name."),
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text to compare on; else one that comes with macai.")
     ] = None,
@@ -36,7 +40,14 @@ def verify(
             own_text = text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise DataError(f"{text}: cannot be read: {e}") from e
-    report = verified(package, against, adapter, positions=positions, text=own_text)
+    report = verified(
+        package,
+        against,
+        adapter,
+        positions=positions,
+        text=own_text,
+        functions_of=functions_of,
+    )
     if as_json:
         print(json.dumps(report))
     else:

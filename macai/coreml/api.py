@@ -31,6 +31,8 @@ class ExportFunction:
         states: An example array for each state: what the package keeps between calls, float16.
         weights: The module that `fn` runs: its parameters become weights by their names, stored
             once for all functions of the package that name them alike.
+        named: What a weight is called in the package, by its path in `weights`: its path if not
+            given. Functions share what is called alike, so alike must be equal.
         settings: Precision and forms.
     """
 
@@ -39,6 +41,7 @@ class ExportFunction:
     outputs: Sequence[str] = ("output",)
     states: Arrays = field(default_factory=dict)
     weights: nn.Module | None = None
+    named: Callable[[str], str] | None = None
     settings: Settings = field(default_factory=Settings)
 
 
@@ -156,7 +159,10 @@ def export_functions(
 def graph_of(function: ExportFunction) -> Graph:
     """Return the graph of a function as it is lowered: traced, and rewritten by all passes."""
     arrays = [*function.inputs.values(), *function.states.values()]
-    return apply(trace(function.fn, arrays, function.weights), PASSES)
+    graph = trace(function.fn, arrays, function.weights)
+    if function.named is not None:
+        graph.weights = {value: function.named(path) for value, path in graph.weights.items()}
+    return apply(graph, PASSES)
 
 
 def _lowered(name: str, function: ExportFunction, opset: Any) -> Any:

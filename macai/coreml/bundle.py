@@ -2,11 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macai import __version__
@@ -17,9 +19,10 @@ from macai.coreml.manifest import FILE, FunctionInfo, Manifest
 from macai.coreml.package import Metadata, package_bytes, package_hash
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
+from macai.models.adapter import load_adapter
 from macai.models.arrays import named_arrays, scalar
 from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
-from macai.models.load import LoadedModel, dequantise
+from macai.models.load import LoadedModel, dequantise, load_model
 from macai.models.lora import lora_layers
 
 PRECISIONS = {"fp16": mx.float16, "fp32": mx.float32}
@@ -35,6 +38,7 @@ def write_bundle(
     context: int,
     prefill: Sequence[int] = (64,),
     precision: str = "fp16",
+    adapters: Mapping[str, Path] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Manifest:
     """Write all of a bundle but what it was verified with, into an empty folder.
@@ -47,20 +51,33 @@ def write_bundle(
         context: The most positions, a multiple of 32.
         prefill: Lengths of the prefill functions.
         precision: "fp16" or "fp32".
+        adapters: Folders of adapters that get functions of their own, by name: they share all
+            weights of the plain model.
         progress: Called with what is being done, and how much of it.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision '{precision}'", hint=f"one of {', '.join(PRECISIONS)}")
     progress("preparing weights", 0, 3)
     settle_weights(loaded, PRECISIONS[precision])
-    functions = llm_functions(loaded.model, context=context, prefill=prefill, precision=precision)
+    options: dict[str, Any] = {"context": context, "prefill": prefill, "precision": precision}
+    functions = llm_functions(loaded.model, **options)
+    plain = list(functions)
+    named: list[dict[str, Any]] = []
+    for adapter, path in (adapters or {}).items():
+        model = with_adapter(loaded, path, PRECISIONS[precision])
+        own = llm_functions(model, adapter=adapter, **options)
+        named.append({"name": adapter, "functions": dict(zip(plain, own, strict=True))})
+        functions |= own
     progress("building the package", 1, 3)
     package = folder / f"{name}.mlpackage"
     export_functions(
         functions, package, default="decode", metadata=_metadata(loaded, name, source, context)
     )
     progress("writing the bundle", 2, 3)
-    manifest = _manifest(loaded, package, functions, name=name, source=source, precision=precision)
+    manifest = replace(
+        _manifest(loaded, package, functions, name=name, source=source, precision=precision),
+        adapters=named,
+    )
     for file in companion_files(loaded.path):
         shutil.copyfile(file, folder / file.name)
     config = {k: v for k, v in loaded.config.items() if k not in QUANTISATION_KEYS}
@@ -90,6 +107,23 @@ def settle_weights(loaded: LoadedModel, dtype: mx.Dtype) -> None:
                 )
         mx.eval(value)  # one by one: what it was made from is freed
         loaded.model.update(tree_unflatten([(path, value)]), strict=False)
+
+
+def with_adapter(loaded: LoadedModel, adapter: Path, dtype: mx.Dtype) -> nn.Module:
+    """Return another model that shares all arrays of a settled one and has an adapter, of `dtype`.
+
+    Raises:
+        AdapterError: it does not belong to the model.
+    """
+    other = load_model(loaded.path, as_stored=True)
+    dequantise(other.model)
+    other.model.update(loaded.model.parameters())
+    load_adapter(other, adapter)
+    for layer in lora_layers(other.model).values():
+        layer.lora_A = layer.lora_A.astype(dtype)
+        layer.lora_B = (layer.scale * layer.lora_B).astype(dtype)
+        layer.scale = 1.0
+    return other.model
 
 
 def bundle_name(text: str) -> str:

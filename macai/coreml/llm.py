@@ -12,6 +12,7 @@ context.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -112,7 +113,12 @@ def cache_shape(model: nn.Module) -> CacheShape:
 
 
 def llm_functions(
-    model: nn.Module, *, context: int, prefill: Sequence[int] = (64,), precision: str = "fp16"
+    model: nn.Module,
+    *,
+    context: int,
+    prefill: Sequence[int] = (64,),
+    precision: str = "fp16",
+    adapter: str = "",
 ) -> dict[str, ExportFunction]:
     """Return the functions of a language model's package.
 
@@ -122,6 +128,8 @@ def llm_functions(
         prefill: How many tokens of a prompt are taken at once. With several lengths the functions
             are called prefill_<length>.
         precision: "fp16" or "fp32".
+        adapter: The name of the adapter that is in the model: it ends the functions' names, and its
+            matrices are called after it, while all else shares its names with the plain model.
     """
     if context % CONTEXT_MULTIPLE or context < CONTEXT_MULTIPLE:
         raise UsageError(f"a context of {context}", hint=f"a multiple of {CONTEXT_MULTIPLE}")
@@ -153,9 +161,18 @@ def llm_functions(
             outputs=("logits",),
             states=states,
             weights=model,
+            named=partial(_shared_name, adapter) if adapter else None,
             settings=settings,
         )
 
     names = ["prefill"] if len(prefill) == 1 else [f"prefill_{n}" for n in prefill]
     made = {name: function(rows) for name, rows in zip(names, prefill, strict=True)}
-    return made | {"decode": function(1)}
+    made["decode"] = function(1)
+    return {f"{name}_{adapter}" if adapter else name: f for name, f in made.items()}
+
+
+def _shared_name(adapter: str, path: str) -> str:
+    """What a weight of an adapted model is called: the adapter's own after it, others as ever."""
+    if path.endswith((".lora_A", ".lora_B")):
+        return f"adapters.{adapter}.{path}"
+    return path.replace(".linear.", ".")

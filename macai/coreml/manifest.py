@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from macai.errors import PackageError
+from macai.errors import PackageError, UsageError
 
 FILE = "macai.json"
 CONTRACT = 1
@@ -41,7 +41,8 @@ class Manifest:
         eos_token_ids: Every one of them ends a reply.
         weights: How they are stored.
         compute_units: Where it is meant to run, as Core ML's configuration calls it.
-        adapters: Name and functions of each adapter that is a function of its own.
+        adapters: {"name", "functions"} of each adapter that has functions of its own, by the name
+            of the plain model's function that does the same.
         source: Model and adapter it was made from.
     """
 
@@ -72,9 +73,24 @@ class Manifest:
 
     @property
     def prefills(self) -> list[str]:
-        """The functions that take several tokens at once, the longest first."""
-        several = [n for n, f in self.functions.items() if f.tokens > 1]
+        """The plain model's functions that take several tokens at once, the longest first."""
+        others = {f for adapter in self.adapters for f in adapter["functions"].values()}
+        several = [n for n, f in self.functions.items() if f.tokens > 1 and n not in others]
         return sorted(several, key=lambda n: -self.functions[n].tokens)
+
+    def functions_of(self, adapter: str | None) -> dict[str, str]:
+        """Return the function of an adapter, or of the plain model, for each of the plain ones.
+
+        Raises:
+            UsageError: there is no such adapter.
+        """
+        if adapter is None:
+            return {name: name for name in (*self.prefills, "decode")}
+        names = {a["name"]: dict(a["functions"]) for a in self.adapters}
+        if adapter not in names:
+            known = ", ".join(names) or "none as a function of its own"
+            raise UsageError(f"{self.name} has no adapter '{adapter}'", hint=f"it has {known}")
+        return names[adapter]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -103,6 +119,9 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
     numbers = (manifest.context, manifest.vocab_size, *(f.tokens for f in functions.values()))
     if not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ValueError("context, vocab_size and tokens must be positive")
-    if "decode" not in functions or "/" in manifest.package or ".." in manifest.package:
-        raise ValueError("it names no decode function, or a package that is not beside it")
+    named = [f for adapter in manifest.adapters for f in adapter["functions"].values()]
+    if missing := sorted({*named, "decode"} - functions.keys()):
+        raise ValueError(f"it has no function {missing[0]}")
+    if "/" in manifest.package or ".." in manifest.package:
+        raise ValueError("it names a package that is not beside it")
     return manifest

@@ -55,15 +55,16 @@ class ReferenceRunner:
 
 
 class Session:
-    """A conversation with a package.
+    """A conversation with a package, as the plain model or with one of its adapters.
 
     Attributes:
         ids: What the state holds, position by position.
         last: The logits after them, float32 [V].
     """
 
-    def __init__(self, manifest: Manifest, runner: Runner) -> None:
+    def __init__(self, manifest: Manifest, runner: Runner, adapter: str | None = None) -> None:
         self.manifest, self._runner = manifest, runner
+        self._functions = manifest.functions_of(adapter)
         self.ids: list[int] = []
         self.last = np.empty(0, np.float32)
 
@@ -105,7 +106,7 @@ class Session:
         inputs = {"inputIds": padded, "position": np.array([len(self.ids)], np.int32)}
         if rows > 1:
             inputs["last"] = np.array([len(ids) - 1], np.int32)
-        self.last = self._runner.run(name, inputs)
+        self.last = self._runner.run(self._functions[name], inputs)
         self.ids += ids
         return self.last
 

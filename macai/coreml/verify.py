@@ -88,6 +88,7 @@ def verify_package(
     ids: Sequence[int],
     *,
     tokens: int = 16,
+    adapter: str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Compare a package with the model, in MLX in float32, on a text.
@@ -103,11 +104,12 @@ def verify_package(
         package: Its package.
         ids: The text.
         tokens: How many to generate.
+        adapter: Whose functions are compared; `loaded` has it. The plain model's without.
         progress: Called with what is being compared, and how much of it is done.
     """
     ids = list(ids)[: manifest.context - tokens]
     model = _logits(loaded, ids)
-    session = Session(manifest, ReferenceRunner(package))
+    session = Session(manifest, ReferenceRunner(package), adapter)
     prefills = {name: _prefill(session, name, ids, model, progress) for name in manifest.prefills}
     session.reset()
     first = min(max(len(ids) // 4, 1), 16)
@@ -119,7 +121,9 @@ def verify_package(
         decode.add(own, model[place], following)
         progress("comparing decode with the model", place + 1 - first, len(ids) - first)
     transcript = _transcript(loaded, session, ids, tokens, progress)
-    half, overflows = _rounded(manifest, package, ids, model, progress)
+    runner = ReferenceRunner(package, "fp16")
+    half = _rounded(Session(manifest, runner, adapter), ids, model, progress)
+    overflows = runner.overflows
     problems = decode.problems("decode")
     for name, agreement in prefills.items():
         problems += agreement.problems(name)
@@ -193,19 +197,15 @@ def _transcript(
     }
 
 
-def _rounded(
-    manifest: Manifest, package: Package, ids: list[int], model: np.ndarray, progress: Progress
-) -> tuple[Agreement, int]:
+def _rounded(session: Session, ids: list[int], model: np.ndarray, progress: Progress) -> Agreement:
     """The last positions once more, with all values rounded to float16 after each operation."""
-    runner = ReferenceRunner(package, "fp16")
-    session = Session(manifest, runner)
     agreement = Agreement()
     first = max(len(ids) - FP16_POSITIONS, 1)
     agreement.add(session.feed(ids[:first]), model[first - 1])
     for place in range(first, len(ids)):
         agreement.add(session.feed(ids[place : place + 1]), model[place])
         progress("looking for float16 overflow", place + 1 - first, len(ids) - first)
-    return agreement, runner.overflows
+    return agreement
 
 
 def _logits(loaded: LoadedModel, ids: list[int]) -> np.ndarray:

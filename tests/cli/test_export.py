@@ -44,7 +44,7 @@ def test_an_exported_package_says_what_the_tuned_model_says(macai, folder, adapt
     assert (ours.code, ours.out) == (0, tuned.out)
     assert ours.out != plain.out
     report = json.loads((bundle / "verify.json").read_text())
-    assert report["passed"]
+    assert report["model"]["passed"]
 
 
 def test_export_prints_the_package_and_how_well_it_agrees(macai, folder, tmp_path):
@@ -62,7 +62,7 @@ def test_export_json_is_one_line_with_manifest_and_verification(macai, folder, t
     result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *SMALL, "--json")
     assert result.out.count("\n") == 1
     value = json.loads(result.out)
-    assert value["verify"]["passed"]
+    assert value["verify"]["model"]["passed"]
     assert value["context"] == 64
     assert value["out"] == str(tmp_path / "o")
 
@@ -72,7 +72,7 @@ def test_without_verification_it_says_so(macai, folder, tmp_path):
     result = macai("export", "llm", "--model", folder, "--out", out, *SMALL, "--no-verify")
     assert result.code == 0
     assert "not verified" in result.err
-    assert not (out / "verify.json").exists()
+    assert json.loads((out / "verify.json").read_text()) == {}
 
 
 def test_a_package_that_does_not_agree_is_not_kept(macai, folder, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_package_that_does_not_agree_is_not_kept(macai, folder, tmp_path, monk
     out = tmp_path / "o"
     result = macai("export", "llm", "--model", folder, "--out", out, *SMALL)
     assert (result.code, result.out) == (1, "")
-    assert "error: the package does not agree with the model: decode: cosine" in result.err
+    assert "error: the package does not agree with the model: model: decode: cosine" in result.err
     assert names(tmp_path) == []
 
 
@@ -116,6 +116,40 @@ def test_the_adapter_of_another_base_is_refused(macai, adapter, tmp_path):
     assert result.code == 1
     assert "trained on another base" in result.err
     assert names(tmp_path) == ["other"]
+
+
+def test_several_adapters_are_functions_that_share_the_model(macai, folder, tmp_path):
+    adapters = [
+        save(adapt(load_model(folder), seed=seed), tmp_path / name)
+        for seed, name in ((1, "first"), (2, "second"))
+    ]
+    out = tmp_path / "o"
+    options = [a for adapter in adapters for a in ("--adapter", adapter)]
+    result = macai("export", "llm", "--model", folder, "--out", out, *SMALL, *options)
+    assert result.code == 0, result.err
+    assert set(json.loads((out / "verify.json").read_text())) == {"model", "first", "second"}
+    assert result.out.count("verified") == 3
+    ask = ("--prompt", "Hello", "--max-tokens", 8)
+    said = [macai("run", out, *ask).out]
+    said += [macai("run", out, *ask, "--adapter", name).out for name in ("first", "second")]
+    generate = ("generate", "Hello", "--model", folder, "--max-tokens", 8)
+    expected = [macai(*generate).out]
+    expected += [macai(*generate, "--adapter", adapter).out for adapter in adapters]
+    assert said == expected
+    assert len(set(said)) == 3
+    wrong = macai("run", out, *ask, "--adapter", "third")
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "hint: it has first, second" in wrong.err
+    verify = ("verify", out, "--against", folder, "--positions", 12, "--adapter", adapters[0])
+    assert macai(*verify, "--functions-of", "first").code == 0
+    assert macai(*verify, "--functions-of", "second").code == 1
+
+
+def test_two_adapters_of_one_name_are_refused(macai, folder, adapter, tmp_path):
+    options = ("--adapter", adapter, "--adapter", adapter)
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
+    assert result.code == 1
+    assert "two adapters have one name" in result.err
 
 
 def test_verify_tells_the_right_model_from_another(macai, folder, adapter, bundle):

@@ -25,7 +25,7 @@ COMMANDS = """go on with your own model and data:
   macai train mine.toml --model smollm2-135m --data examples.jsonl --out runs/mine
   macai generate --model smollm2-135m --adapter runs/mine "a prompt"
   macai chat --model smollm2-135m --adapter runs/mine
-  macai fuse --model smollm2-135m --adapter runs/mine --out fused
+  macai export llm --model smollm2-135m --adapter runs/mine --out MyModel
 """
 
 
@@ -69,11 +69,11 @@ def test_the_report_holds_all_that_was_measured(macai, tmp_path):
     out = tmp_path / "quickstart"
     report = json.loads(result.out)
     assert report == report_of(out)
-    assert names(out) == ["adapter", "model", "report.json"]
+    assert names(out) == ["adapter", "model", "package", "report.json"]
     assert report.keys() == {
         "model", "sha256", "rows", "steps", "epochs", "train_loss", "valid_loss",
         "best_valid_loss", "real_tokens", "processed_tokens", "tokens_per_second",
-        "peak_memory_bytes", "seconds", "base", "tuned", "fused", "answers", "versions",
+        "peak_memory_bytes", "seconds", "base", "tuned", "fused", "package", "answers", "versions",
         "machine", "total_seconds",
     }  # fmt: skip
     source = MODELS["smollm2-135m"].source
@@ -82,7 +82,12 @@ def test_the_report_holds_all_that_was_measured(macai, tmp_path):
     assert report["epochs"] == 2
     assert 0 < report["processed_tokens"] < 2 * report["real_tokens"]
     assert report["valid_loss"] < 6.5  # of about ln 476 = 6.2 untrained, and finite
-    for name in ("base", "tuned", "fused"):
+    assert report["fused"] == {"rows": 12, "same_replies": 12}
+    assert report["package"]["verify"]["passed"]
+    assert report["package"]["bytes"] > 0
+    tuned = [answer["tuned"] for answer in report["answers"]]
+    assert report["package"]["answers"] == tuned[:3]
+    for name in ("base", "tuned"):
         assert report[name]["rows"] == 12
         assert report[name]["exact_match"].keys() >= {"hits", "total", "value", "low", "high"}
     assert {"mlx", "mlx-lm", "macai"} <= report["versions"].keys()
@@ -101,15 +106,18 @@ def test_the_report_holds_all_that_was_measured(macai, tmp_path):
 def test_the_stages_are_told_and_the_next_commands_shown(macai, tmp_path):
     result = macai("quickstart", "--out", tmp_path / "mine")
     assert result.code == 0
-    assert [line[:4] for line in result.err.splitlines() if line[1:3] == "/5"] == [
-        f"{n}/5 " for n in range(1, 6)
+    assert [line[:4] for line in result.err.splitlines() if line[1:3] == "/6"] == [
+        f"{n}/6 " for n in range(1, 7)
     ]
     assert result.out.endswith(COMMANDS)
     report = report_of(tmp_path / "mine")
     for answer in report["answers"]:
         assert f"{answer['request']}\n  before  " in result.out
         assert f"  wanted  {answer['expected']}\n" in result.out
-    for name in ("base", "tuned", "fused"):
+    assert "fused and opened anew: 12 of 12 replies are the same\n" in result.out
+    for answer in report["package"]["answers"]:
+        assert f"  {answer}\n" in result.out
+    for name in ("base", "tuned"):
         assert f"  {name:5}    0 of 12    0.0%  (95 %: 0.0% to " in result.out
     assert f"{report['steps']} steps, {report['real_tokens']} tokens, " in result.out
     assert f"report: {tmp_path / 'mine' / 'report.json'}\n" in result.out
@@ -127,7 +135,7 @@ def test_a_second_run_replaces_the_first(macai, tmp_path):
     second = report_of(out)
     assert (first["epochs"], second["epochs"]) == (2, 1)
     assert (out / "adapter" / WEIGHTS).read_bytes() != weights
-    assert names(out) == ["adapter", "model", "report.json"]
+    assert names(out) == ["adapter", "model", "package", "report.json"]
 
 
 def test_a_folder_that_is_not_its_own_is_refused_before_any_work(macai, tmp_path, monkeypatch):

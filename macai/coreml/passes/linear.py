@@ -3,7 +3,8 @@
     f = Flatten(x); y = Matmul(f, Transpose[1, 0](W)); Unflatten(y)        ->    Linear(x, W)
     AddMM[1, 1](x, Transpose[1, 0](W), Broadcast(b))                       ->    Linear(x, W, b)
     GatherMM(x, Transpose[0, 2, 1](W), i, j)                   ->    GatherLinear(x, W, i, j)
-    AddMM[s, 1](x, Transpose[1, 0](W), c), W or c no constant              stays
+    AddMM[1, 1](x, Transpose[1, 0](W), c), an adapter's                    ->    Linear(x, W) + c
+    AddMM[s, 1] with another factor, or W no constant                      stays
 
 W has to be a constant: MIL's linear takes no other.
 """
@@ -19,14 +20,13 @@ def linear(graph: Graph) -> None:
     nodes = []
     for node in graph.nodes:
         made = _linear(graph, producers, node)
-        nodes.append(made or node)
-        if made:
-            producers[made.outputs[0].name] = made
+        nodes += made or [node]
+        producers |= {n.outputs[0].name: n for n in made or []}
     graph.nodes = nodes
     _drop_flattening(graph)
 
 
-def _linear(graph: Graph, producers: dict[str, Node], node: Node) -> Node | None:
+def _linear(graph: Graph, producers: dict[str, Node], node: Node) -> list[Node] | None:
     if node.op not in ("Matmul", "AddMM", "GatherMM"):
         return None
     perm = [0, 2, 1] if node.op == "GatherMM" else [1, 0]
@@ -35,19 +35,29 @@ def _linear(graph: Graph, producers: dict[str, Node], node: Node) -> Node | None
         return None
     if node.op == "GatherMM":
         inputs = (node.inputs[0], weight, *node.inputs[2:])
-        return replace(node, op="GatherLinear", inputs=inputs, arguments=())
-    if node.op == "Matmul":
-        return replace(node, op="Linear", inputs=(node.inputs[0], weight), arguments=())
-    bias = _row(graph, producers, node.inputs[2])
-    if bias is None or node.arguments != (1.0, 1.0):
+        return [replace(node, op="GatherLinear", inputs=inputs, arguments=())]
+    if node.inputs[0].shape[:-1] != node.outputs[0].shape[:-1]:
         return None
-    return replace(node, op="Linear", inputs=(node.inputs[0], weight, bias), arguments=())
+    product = replace(node, op="Linear", inputs=(node.inputs[0], weight), arguments=())
+    if node.op == "Matmul":
+        return [product]
+    if node.arguments != (1.0, 1.0):
+        return None
+    bias = _row(graph, producers, node.inputs[2])
+    if bias is not None:
+        return [replace(product, inputs=(*product.inputs, bias))]
+    output = node.outputs[0]
+    unadded = Value(f"{output.name}_product", output.shape, output.dtype)
+    total = replace(node, op="Add", inputs=(unadded, node.inputs[2]), arguments=())
+    return [replace(product, outputs=(unadded,)), total]
 
 
 def _transposed_constant(
     graph: Graph, producers: dict[str, Node], value: Value, perm: list[int]
 ) -> Value | None:
     node = producers.get(value.name)
+    if node is not None and node.op == "Broadcast" and len(node.inputs[0].shape) == len(perm):
+        node = producers.get(node.inputs[0].name)  # the same for each entry of a batch
     if node is None or node.op != "Transpose" or list(node.arguments[0]) != perm:
         return None
     return node.inputs[0] if node.inputs[0].name in graph.constants else None
