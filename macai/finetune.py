@@ -138,7 +138,7 @@ def _set_up(
     adapter = recipe.adapter
     add_lora(
         loaded.model,
-        target_paths(loaded.model, adapter.targets),
+        target_paths(loaded.model, adapter.targets, last_blocks=adapter.layers),
         rank=adapter.rank,
         alpha=adapter.alpha,
         dropout=adapter.dropout,

@@ -56,6 +56,8 @@ class Adapter:
         alpha: Scale of the update before division: the update is multiplied by alpha / rank.
         dropout: Probability in [0, 1) that an input of the adapter is zeroed while training.
         targets: Suffixes of module names such as "self_attn.q_proj", or the one word "all-linear".
+        layers: How many blocks get an adapter, counted from the last; 0 is all. Gradients are
+            computed down to the first of them only, so fewer make a step cheaper.
     """
 
     method: Literal["lora"] = "lora"
@@ -63,6 +65,7 @@ class Adapter:
     alpha: float = _number(32.0, 0, low_included=False)
     dropout: float = _number(0.0, 0, 1, high_included=False)
     targets: tuple[str, ...] = (ALL_LINEAR,)
+    layers: int = _number(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

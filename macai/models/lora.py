@@ -67,16 +67,22 @@ def linear_paths(model: nn.Module) -> list[str]:
     )
 
 
-def target_paths(model: nn.Module, targets: Sequence[str]) -> list[str]:
+def target_paths(model: nn.Module, targets: Sequence[str], *, last_blocks: int = 0) -> list[str]:
     """Return the paths of the linear layers that `targets` name, in the model's order.
 
-    A target is the last part of a path ("q_proj"), a longer tail ("self_attn.q_proj"), or
-    "all-linear" for every linear layer but the head.
+    Args:
+        model: An mlx-lm model.
+        targets: Each the last part of a path ("q_proj"), a longer tail ("self_attn.q_proj"), or
+            "all-linear" for every linear layer but the head.
+        last_blocks: Only those of so many blocks, counted from the last; 0 for all. What belongs to
+            no block is not left out.
 
     Raises:
-        UsageError: a target that matches nothing; all such are named.
+        UsageError: a target that matches nothing (all such are named), or too many blocks.
     """
     linears = linear_paths(model)
+    if last_blocks:
+        linears = _of_last_blocks(model, linears, last_blocks)
     unmatched = [t for t in targets if not any(matches(p, t) for p in linears)]
     if unmatched:
         known = sorted({p.rpartition(".")[2] for p in linears})
@@ -85,6 +91,17 @@ def target_paths(model: nn.Module, targets: Sequence[str]) -> list[str]:
             hint=f"this model has {', '.join(known)}; or use '{ALL_LINEAR}'",
         )
     return [p for p in linears if any(matches(p, t) for t in targets)]
+
+
+def _of_last_blocks(model: nn.Module, paths: list[str], last_blocks: int) -> list[str]:
+    blocks = len(model.layers)
+    if last_blocks > blocks:
+        raise UsageError(
+            f"{last_blocks} layers with an adapter, and the model has {blocks}",
+            hint="0 gives all of them one",
+        )
+    numbers = {p: next((int(n) for n in p.split(".") if n.isdigit()), blocks) for p in paths}
+    return [p for p in paths if numbers[p] >= blocks - last_blocks]
 
 
 def add_lora(

@@ -84,6 +84,15 @@ def test_a_target_is_the_tail_of_a_path(tiny, targets, expected):
     assert set(found) == expected
 
 
+def test_the_last_blocks_alone_can_be_chosen(tiny):
+    paths = target_paths(tiny.model, ["all-linear", "lm_head"], last_blocks=1)
+    whole = target_paths(tiny.model, ["all-linear"])
+    assert set(paths) == {p for p in whole if ".layers.1." in p} | {"lm_head"}
+    assert target_paths(tiny.model, ["all-linear"], last_blocks=2) == whole
+    with pytest.raises(UsageError, match="3 layers with an adapter, and the model has 2"):
+        target_paths(tiny.model, ["all-linear"], last_blocks=3)
+
+
 @pytest.mark.parametrize("target", ["proj", "_proj", "attn.q_proj", "mlp", "", "Q_proj"])
 def test_a_target_matches_whole_names_only(tiny, target):
     with pytest.raises(UsageError, match="no linear layer is called"):
