@@ -45,6 +45,12 @@ def llm(
         typer.Option(help="Tokens of a prompt taken at once; may be repeated. Default: 64."),
     ] = None,
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how numbers are kept.")] = "fp16",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="full, or keep: quantised ones as they are, adapters as functions of their own."
+        ),
+    ] = "full",
     positions: Annotated[
         int, typer.Option(min=8, help="Tokens of text to compare with the model.")
     ] = 48,
@@ -75,9 +81,13 @@ def llm(
                 context=context,
                 prefill=prefill or [64],
                 precision=precision,
+                weights=weights,
                 progress=progress,
             )
-        reports = _verify(folder, model, adapters, positions=positions) if verify else {}
+        fused = _fuses(adapters, weights)
+        reports = {}
+        if verify:
+            reports = _verify(folder, model, adapters, positions=positions, fused=fused)
         write_json(folder / "verify.json", reports)
         if problems := [f"{n}: {p}" for n, r in reports.items() for p in r["problems"]]:
             raise ExportError(
@@ -100,13 +110,18 @@ def _named(adapters: list[Path]) -> dict[str, Path]:
     return named
 
 
+def _fuses(adapters: dict[str, Path], weights: str) -> bool:
+    """Whether there is at most one adapter, and it is fused: kept weights take none."""
+    return not adapters or (len(adapters) == 1 and weights != "keep")
+
+
 def _verify(
-    folder: Path, model: str, adapters: dict[str, Path], *, positions: int
+    folder: Path, model: str, adapters: dict[str, Path], *, positions: int, fused: bool
 ) -> dict[str, dict[str, Any]]:
     """Compare all functions of a bundle; reports by adapter, "model" for the plain or fused one."""
-    if len(adapters) < 2:
-        fused = next(iter(adapters.values()), None)
-        return {"model": verified(folder, model, fused, positions=positions)}
+    if fused:
+        adapter = next(iter(adapters.values()), None)
+        return {"model": verified(folder, model, adapter, positions=positions)}
     reports = {"model": verified(folder, model, None, positions=positions)}
     for name, path in adapters.items():
         reports[name] = verified(folder, model, path, positions=positions, functions_of=name)
@@ -124,7 +139,7 @@ def _write(
     path = locate_model(model, progress=options["progress"])
     loaded = load_model(path, as_stored=True)
     source = {"model": model}
-    if len(adapters) == 1:
+    if adapters and _fuses(adapters, options["weights"]):
         [(source["adapter"], adapter)] = adapters.items()
         load_adapter(loaded, adapter)
     else:

@@ -25,6 +25,7 @@ from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
 from macai.models.load import LoadedModel, dequantise, load_model
 from macai.models.lora import lora_layers
 
+WEIGHTS = ("full", "keep")
 PRECISIONS = {"fp16": mx.float16, "fp32": mx.float32}
 _DTYPES = {mx.int32: "int32", mx.float16: "fp16", mx.float32: "fp32"}
 
@@ -38,6 +39,7 @@ def write_bundle(
     context: int,
     prefill: Sequence[int] = (64,),
     precision: str = "fp16",
+    weights: str = "full",
     adapters: Mapping[str, Path] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Manifest:
@@ -51,20 +53,24 @@ def write_bundle(
         context: The most positions, a multiple of 32.
         prefill: Lengths of the prefill functions.
         precision: "fp16" or "fp32".
+        weights: How matrices are stored: "full", in `precision`, or "keep": quantised ones as the
+            model has them, the same numbers.
         adapters: Folders of adapters that get functions of their own, by name: they share all
             weights of the plain model.
         progress: Called with what is being done, and how much of it.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision '{precision}'", hint=f"one of {', '.join(PRECISIONS)}")
+    if weights not in WEIGHTS:
+        raise UsageError(f"unknown weights '{weights}'", hint=f"one of {', '.join(WEIGHTS)}")
     progress("preparing weights", 0, 3)
-    settle_weights(loaded, PRECISIONS[precision])
+    settle_weights(loaded, PRECISIONS[precision], keep_quantised=weights == "keep")
     options: dict[str, Any] = {"context": context, "prefill": prefill, "precision": precision}
     functions = llm_functions(loaded.model, **options)
     plain = list(functions)
     named: list[dict[str, Any]] = []
     for adapter, path in (adapters or {}).items():
-        model = with_adapter(loaded, path, PRECISIONS[precision])
+        model = with_adapter(loaded, path, PRECISIONS[precision], keep_quantised=weights == "keep")
         own = llm_functions(model, adapter=adapter, **options)
         named.append({"name": adapter, "functions": dict(zip(plain, own, strict=True))})
         functions |= own
@@ -77,6 +83,7 @@ def write_bundle(
     manifest = replace(
         _manifest(loaded, package, functions, name=name, source=source, precision=precision),
         adapters=named,
+        weights=precision if weights == "full" else weights,
     )
     for file in companion_files(loaded.path):
         shutil.copyfile(file, folder / file.name)
@@ -88,15 +95,25 @@ def write_bundle(
     return manifest
 
 
-def settle_weights(loaded: LoadedModel, dtype: mx.Dtype) -> None:
+def settle_weights(loaded: LoadedModel, dtype: mx.Dtype, *, keep_quantised: bool = False) -> None:
     """Fuse, dequantise and cast all weights to `dtype`, one by one, in place.
+
+    Args:
+        loaded: The model, opened as stored.
+        dtype: What floats become.
+        keep_quantised: Leave what is quantised as it is; an adapter cannot be fused then.
 
     Raises:
         ExportError: a weight is not finite in `dtype`.
     """
     if lora_layers(loaded.model):
+        if keep_quantised:
+            raise UsageError(
+                "an adapter cannot be fused into quantised weights that are kept",
+                hint="leave out --weights keep",
+            )
         fuse(loaded, dtype=dtype)
-    else:
+    elif not keep_quantised:
         dequantise(loaded.model)
     for path, value in named_arrays(loaded.model.parameters()).items():
         if mx.issubdtype(value.dtype, mx.floating):
@@ -109,14 +126,17 @@ def settle_weights(loaded: LoadedModel, dtype: mx.Dtype) -> None:
         loaded.model.update(tree_unflatten([(path, value)]), strict=False)
 
 
-def with_adapter(loaded: LoadedModel, adapter: Path, dtype: mx.Dtype) -> nn.Module:
+def with_adapter(
+    loaded: LoadedModel, adapter: Path, dtype: mx.Dtype, *, keep_quantised: bool = False
+) -> nn.Module:
     """Return another model that shares all arrays of a settled one and has an adapter, of `dtype`.
 
     Raises:
         AdapterError: it does not belong to the model.
     """
     other = load_model(loaded.path, as_stored=True)
-    dequantise(other.model)
+    if not keep_quantised:
+        dequantise(other.model)
     other.model.update(loaded.model.parameters())
     load_adapter(other, adapter)
     for layer in lora_layers(other.model).values():

@@ -101,6 +101,7 @@ def test_an_existing_output_is_refused_before_anything_is_opened(macai, tmp_path
         (("--context", 100), "a context of 100"),
         (("--prefill", 1), "a prefill of 1 tokens"),
         (("--precision", "int8"), "unknown precision 'int8'"),
+        (("--weights", "int3"), "unknown weights 'int3'"),
     ],
 )
 def test_wrong_values_are_one_error_and_leave_nothing(macai, folder, tmp_path, options, message):
