@@ -62,7 +62,7 @@ def _pair(x: Array, y: Array, x_labels: str, y_labels: str, target: str) -> Arra
     x3 = x.reshape(*x.shape[:n], math.prod(x.shape[n : n + r]), math.prod(x.shape[n + r :]))
     y3 = y.reshape(*y.shape[:n], math.prod(y.shape[n : n + k]), math.prod(y.shape[n + k :]))
     allowed((*batch_shape, x3.shape[-2], y3.shape[-1]))
-    z = (x3 @ y3).reshape(*batch_shape, *x.shape[n : n + r], *y.shape[n + k :])
+    z = (x3 @ y3).reshape((*batch_shape, *x.shape[n : n + r], *y.shape[n + k :]))
     found = batch + rows + columns
     return z.transpose([found.index(c) for c in target])
 
