@@ -1,0 +1,73 @@
+"""What a model's matrices are multiplied with, on text: second moments of the inputs."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+Moments = dict[str, np.ndarray]
+
+
+def matrix_paths(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules whose weights can be compressed, by the path of the weight."""
+    found = {}
+    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        if type(module) in (nn.Linear, nn.Embedding):
+            found[f"{path}.weight"] = module
+    return found
+
+
+def input_moments(model: nn.Module, batches: Iterable[mx.array]) -> Moments:
+    """Return the mean of x x^T over the inputs x of each matrix, float32 [in, in], by its path.
+
+    An embedding has moments if it is used as the head too.
+
+    Args:
+        model: int32 [B, L] -> logits.
+        batches: int32 [B, L] each, run one after another.
+    """
+    paths = {id(module): path for path, module in matrix_paths(model).items()}
+    sums: dict[str, mx.array] = {}
+    counts: dict[str, int] = {}
+    last: list[mx.array] = []  # the input of the last product, and its moments
+
+    def seen(module: nn.Module, x: mx.array) -> None:
+        path = paths.get(id(module))
+        if path is None:
+            return
+        if not last or last[0] is not x:  # q, k and v have the same
+            rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)
+            last[:] = [x, rows.T @ rows]
+        sums[path] = sums[path] + last[1] if path in sums else last[1]
+        counts[path] = counts.get(path, 0) + x.size // x.shape[-1]
+
+    with _watched(seen):
+        for batch in batches:
+            mx.eval(model(batch), sums)
+            last.clear()
+    return {path: np.array(total / counts[path]) for path, total in sums.items()}
+
+
+@contextlib.contextmanager
+def _watched(seen: Callable[[nn.Module, mx.array], None]) -> Iterator[None]:
+    """Call `seen` with module and input of each product with a Linear's or Embedding's weight."""
+    places = [(nn.Linear, "__call__"), (nn.Embedding, "as_linear")]
+    originals = [getattr(owner, name) for owner, name in places]
+
+    def watched(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        def call(self: nn.Module, x: mx.array) -> mx.array:
+            seen(self, x)
+            return original(self, x)
+
+        return call
+
+    try:
+        for (owner, name), original in zip(places, originals, strict=True):
+            setattr(owner, name, watched(original))
+        yield
+    finally:
+        for (owner, name), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)
