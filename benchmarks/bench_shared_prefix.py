@@ -19,9 +19,9 @@ from macai.data.batches import Plan, make_batch, shared_prefix
 from macai.data.rows import Message, read_splits
 from macai.data.tokens import prepare
 from macai.models.blas import load_fast_blas
+from macai.models.cpu_ops import cpu_ops
 from macai.models.load import load_model
 from macai.models.lora import add_lora, target_paths
-from macai.models.swiglu import fast_swiglu
 from macai.recipe import load_recipe
 from macai.train.loss import logits_for, next_token_loss
 
@@ -49,7 +49,7 @@ def main() -> None:
     examples, seconds = prepared.examples, dict[int, list[float]]()
     gradient = nn.value_and_grad(loaded.model, next_token_loss)
     prefixes = (0, shared_prefix(examples))
-    with fast_swiglu(loaded.model):
+    with cpu_ops(loaded.model):
         for number in range(chosen.rounds + 1):
             for prefix in prefixes:
                 plan = Plan(tuple(range(len(examples))), max(e.read_tokens for e in examples))

@@ -32,11 +32,11 @@ from macai.models.adapter import (
     save_adapter_weights,
 )
 from macai.models.arrays import named_arrays
+from macai.models.cpu_ops import cpu_ops
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
 from macai.models.prefix import can_share_prefix
-from macai.models.swiglu import fast_swiglu
 from macai.recipe import Recipe, differences, dumps, load_recipe
 from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
 from macai.train.evaluate import mean_loss
@@ -125,7 +125,7 @@ def finetune(
     else:
         _write_start(run)
     yield _started(run, sets)
-    with fast_swiglu(loaded.model):
+    with cpu_ops(loaded.model):
         yield from _steps(run, should_stop)
 
 

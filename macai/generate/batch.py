@@ -9,8 +9,8 @@ import mlx.nn as nn
 
 from macai.generate.decode import FinishReason, generate, token_limit
 from macai.generate.text import decode
+from macai.models.cpu_ops import cpu_ops
 from macai.models.load import LoadedModel
-from macai.models.swiglu import fast_swiglu
 
 BATCH_ROWS = 100
 """About the fastest for a small model on two cores: 64 took a tenth longer, 200 a third."""
@@ -60,7 +60,7 @@ def generate_batch(
     run = _run_batch if _batch_caches(loaded.model, [0]) else _run_single
     lengths = [len(p) + limit for p, limit in zip(prompts, limits, strict=True)]
     replies: dict[int, Reply] = {}
-    with fast_swiglu(loaded.model):
+    with cpu_ops(loaded.model):
         for batch in _batches(lengths):
 
             def report(ended: int, before: int = len(replies)) -> None:
