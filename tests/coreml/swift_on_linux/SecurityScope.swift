@@ -1,0 +1,7 @@
+// What the app uses of Apple's Foundation that Linux does not have.
+
+import Foundation
+
+extension URL {
+    func startAccessingSecurityScopedResource() -> Bool { true }
+}
