@@ -17,6 +17,7 @@ from macai.coreml.card import model_card
 from macai.coreml.llm import llm_functions
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
 from macai.coreml.package import Metadata, package_bytes, package_hash
+from macai.coreml.swift import write_swift_package
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
 from macai.models.adapter import load_adapter
@@ -91,6 +92,7 @@ def write_bundle(
     write_json(folder / "config.json", config)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
     write_json(folder / FILE, manifest.to_json())
+    write_swift_package(folder / "Swift", manifest.to_json())
     progress("writing the bundle", 3, 3)
     return manifest
 

@@ -40,6 +40,7 @@ def bundle(tiny_dir, tmp_path_factory):
 def test_a_bundle_has_all_an_app_needs(bundle):
     assert sorted(p.name for p in bundle.iterdir()) == [
         "README.md",
+        "Swift",
         "Tiny.mlpackage",
         "config.json",
         "generation_config.json",
