@@ -207,7 +207,7 @@ def test_names_are_safe_for_files(text, name):
         ({"package": "../x.mlpackage"}, "not beside it"),
         ({"context": -1}, "must be positive"),
         ({"surprise": 1}, "surprise"),
-        ({"functions": {}}, "no decode"),
+        ({"functions": {}}, "no function decode"),
         ({"functions": []}, "not a manifest"),
     ],
 )
