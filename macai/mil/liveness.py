@@ -10,8 +10,10 @@ from macai.mil.types import TensorType, ValueType
 
 def used_names(operation: Operation) -> Iterator[str]:
     """Yield every name an operation reads, its nested blocks included."""
-    for names in operation.input_names.values():
-        yield from names
+    for arguments in operation.inputs.values():
+        for argument in arguments:
+            if isinstance(argument, str):
+                yield argument
     for block in operation.blocks:
         yield from block.outputs
         for inner in block.operations:

@@ -536,6 +536,8 @@ CONVOLUTION: dict[str, list[Case]] = {
          [[[[4321]]]]),
     ],
     "conv_transpose": [
+        ({"x": [[[1.0, 2.0]]], "weight": [[[1.0, 10.0, 100.0]]], "strides": [2],
+          "pad_type": "custom", "pad": [0, 2]}, [[[1, 10, 102]]]),
         ({"x": [[[1.0, 2.0]]], "weight": [[[1.0, 10.0, 100.0]]]}, [[[1, 12, 120, 200]]]),
         ({"x": [[[1.0, 2.0]]], "weight": [[[1.0, 10.0, 100.0]]], "strides": [2]},
          [[[1, 10, 102, 20, 200]]]),
@@ -630,6 +632,43 @@ IMAGE: dict[str, list[Case]] = {
     ],
 }  # fmt: skip
 
+NEAR = [[[0.0, 0.0, 2.0, 2.0], [0.5, 0.0, 2.0, 2.0], [5.0, 5.0, 2.0, 2.0]]]
+FOUR = [[[[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]]]
+DETECTION: dict[str, list[Case]] = {
+    "non_maximum_suppression": [
+        # The first two overlap by 3 of 5.
+        (
+            {"boxes": NEAR, "scores": [[[0.1, 0.8], [0.9, 0.0], [0.3, 0.2]]],
+             "iou_threshold": F(0.5), "max_boxes": 3, "score_threshold": F(0.2)},
+            ([[NEAR[0][1], NEAR[0][2], [0] * 4]], [[[0.9, 0], [0.3, 0.2], [0, 0]]],
+             [[1, 2, -1]], [2]),
+        ),
+        (
+            {"boxes": NEAR, "scores": [[[0.1, 0.8], [0.9, 0.0], [0.3, 0.2]]],
+             "iou_threshold": F(0.5), "max_boxes": 2, "per_class_suppression": True},
+            ([[NEAR[0][1], NEAR[0][0]]], [[[0.9, 0], [0.1, 0.8]]], [[1, 0]], [2]),
+        ),
+        (
+            {"boxes": NEAR, "scores": [[[0.1], [0.9], [0.3]]], "iou_threshold": F(0.7),
+             "max_boxes": 2, "score_threshold": F(0.4)},
+            ([[NEAR[0][1], [0] * 4]], [[[0.9], [0]]], [[1, -1]], [1]),
+        ),
+    ],
+    "crop_resize": [
+        ({"x": FOUR, "boxes": [[0.0, 1.0, 1.0, 2.0]], "target_height": 2, "target_width": 3,
+          "sampling_mode": "STRICT_ALIGN_CORNERS"}, [[[[1, 1.5, 2], [5, 5.5, 6]]]]),
+        ({"x": FOUR, "boxes": [[0.0, 0.0, 1.0, 1.0]], "target_height": 1, "target_width": 2,
+          "sampling_mode": "STRICT_ALIGN_CORNERS", "normalized_coordinates": True,
+          "box_coordinate_mode": "CORNERS_WIDTH_FIRST"}, [[[[0, 3]]]]),
+        ({"x": FOUR, "roi": [[[[[2.0]], [[0.5]], [[4.0]], [[0.0]]]]], "target_height": 1,
+          "target_width": 2, "sampling_mode": "STRICT_ALIGN_CORNERS",
+          "box_coordinate_mode": "CENTER_SIZE_WIDTH_FIRST", "pad_value": F(9)}, [[[[[2, 9]]]]]),
+        ({"x": [*FOUR, *FOUR], "roi": [[[[[1.0]], [[2.0]], [[2.0]], [[2.0]], [[4.0]]]]],
+          "target_height": 1, "target_width": 2, "sampling_mode": "STRICT_ALIGN_CORNERS",
+          "spatial_scale": F(0.5)}, [[[[[5, 6]]]]]),
+    ],
+}  # fmt: skip
+
 ONES = {"weight_ih": [[1.0]] * 4, "weight_hh": [[0.0]] * 4, "initial_h": [[0.0]]}
 RECURRENT: dict[str, list[Case]] = {
     "rnn": [
@@ -677,7 +716,8 @@ RECURRENT: dict[str, list[Case]] = {
 
 CASES: dict[str, list[Case]] = {
     **UNARY, **BINARY, **ACTIVATION, **LINEAR, **NORMALIZATION, **REDUCTION, **SHAPE, **SLICING,
-    **TENSOR, **SCATTER_GATHER, **COMPRESSION, **CONVOLUTION, **IMAGE, **RECURRENT,
+    **TENSOR, **SCATTER_GATHER, **COMPRESSION, **CONVOLUTION, **IMAGE, **DETECTION,
+    **RECURRENT,
 }  # fmt: skip
 
 ELSEWHERE = {

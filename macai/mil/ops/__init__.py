@@ -6,6 +6,7 @@ from macai.mil.ops import (
     compression,
     control,
     convolution,
+    detection,
     image,
     linear,
     normalization,
@@ -24,6 +25,6 @@ from macai.mil.registry import OPS as OPS
 
 __all__ = ["OPS"]
 _FAMILIES = (
-    activation, binary, compression, control, convolution, image, linear, normalization, pool,
-    recurrent, reduction, scatter_gather, shape, slicing, state, tensor, transformer, unary,
+    activation, binary, compression, control, convolution, detection, image, linear, normalization,
+    pool, recurrent, reduction, scatter_gather, shape, slicing, state, tensor, transformer, unary,
 )  # fmt: skip

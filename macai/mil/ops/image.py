@@ -8,7 +8,7 @@ from macai.mil.registry import Array, Ints, op
 HALF = 0.5
 
 
-def positions(mode: str, n_in: int, n_out: int) -> Array:
+def positions(mode: str, n_in: float, n_out: int) -> Array:
     """Return where each output lies among the inputs, float64 [n_out], in 0 .. n_in - 1."""
     i = np.arange(n_out, dtype=np.float64)
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
