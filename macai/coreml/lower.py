@@ -192,6 +192,11 @@ def lower(
         specs[label] = mb.TensorSpec(value.shape or (1,), MIL_TYPES[kind])
         placeholders[label] = value
     for label, place in states.items():
+        if not graph.inputs[place].is_float:
+            raise ExportError(
+                f"{name}: state {label} is {graph.inputs[place].dtype}",
+                hint="Core ML keeps float16 between calls: return it as an output, and take it in",
+            )
         specs[label] = mb.StateTensorSpec(graph.inputs[place].shape, types.fp16)
     with Function(specs, opset_version=opset) as function:
         for label, value in placeholders.items():

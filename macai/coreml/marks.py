@@ -7,6 +7,7 @@ primitives that computed the result go unused.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,10 @@ class Marks:
 
 @contextlib.contextmanager
 def marking() -> Iterator[Marks]:
-    """Mark composites while the context is open. Not for several threads at once."""
+    """Mark composites while the context is open. Not for several threads at once.
+
+    Nothing is compiled meanwhile: what was compiled before would be run as it was, without marks.
+    """
     marks = Marks()
     patches = [
         (mx.fast, "rms_norm", _rms_norm),
@@ -56,8 +60,11 @@ def marking() -> Iterator[Marks]:
     try:
         for (owner, name, make), original in zip(patches, originals, strict=True):
             setattr(owner, name, make(marks, original))
+        mx.disable_compile()
         yield marks
     finally:
+        if "MLX_DISABLE_COMPILE" not in os.environ:
+            mx.enable_compile()
         for (owner, name, _), original in zip(patches, originals, strict=True):
             setattr(owner, name, original)
 

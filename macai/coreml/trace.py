@@ -28,34 +28,51 @@ def trace(fn: Function, inputs: Sequence[mx.array], weights: nn.Module | None = 
         ExportError: `fn` cannot be traced: it evaluates an array, or its result is no flat
             sequence of arrays.
     """
-    named = dict(tree_flatten(weights.parameters())) if weights is not None else {}
+    graph = _traced(fn, inputs, weights)
+    if any(node.op == "RandomBits" for node in graph.nodes):
+        # An array that `fn` holds may not be evaluated yet: it would be traced as what computes it.
+        mx.eval(fn(*inputs))
+        graph = _traced(fn, inputs, weights)
+    return graph
+
+
+def _traced(fn: Function, inputs: Sequence[mx.array], weights: nn.Module | None) -> Graph:
+    paths: dict[str, mx.array] = {}
     if weights is not None:
-        mx.eval(_arrays(weights))  # what is not evaluated would be traced as what computes it
+        paths = dict(tree_flatten(weights.parameters()))
+        mx.eval(_arrays(weights))
+    named = {id(array): (path, array) for path, array in reversed(paths.items())}
+    names = dict(reversed(named.values()))  # an array that has two paths has its first
 
     def flat(*arrays: mx.array) -> mx.array | Sequence[mx.array]:
+        given = dict(zip(names, arrays, strict=False))
         if weights is not None:
-            weights.update(tree_unflatten(list(zip(named, arrays[: len(named)], strict=True))))
-        return fn(*arrays[len(named) :])
+            given = {path: given[named[id(array)][0]] for path, array in paths.items()}
+            weights.update(tree_unflatten(list(given.items())))
+        return fn(*arrays[len(names) :])
 
     events: list[dict[str, Any]] = []
     device = mx.default_device()
     try:
         mx.set_default_device(mx.cpu)
         with marking() as marks:
-            mx.export_function(events.append, flat, *named.values(), *inputs)
+            mx.export_function(events.append, flat, *names.values(), *inputs)
     except (ValueError, RuntimeError) as e:
-        raise ExportError(
-            f"the function cannot be traced: {str(e).strip()}",
-            hint="it must take and return arrays, and never evaluate one (.item(), mx.eval)",
-        ) from e
+        raise ExportError(f"the function cannot be traced: {str(e).strip()}", hint=_hint(e)) from e
     finally:
         mx.set_default_device(device)
-        if weights is not None and named:
-            weights.update(tree_unflatten(list(named.items())))
-    graph = _graph(events, named)
+        if weights is not None and paths:
+            weights.update(tree_unflatten(list(paths.items())))
+    graph = _graph(events, names)
     composites(graph, marks)
     graph.drop_unused()
     return graph
+
+
+def _hint(error: Exception) -> str:
+    if "Unable to get state" in str(error):
+        return "MLX cannot describe that primitive: write what it does with others"
+    return "it must take and return arrays, and never evaluate one (.item(), mx.eval)"
 
 
 def _arrays(module: nn.Module) -> list[mx.array]:

@@ -66,13 +66,13 @@ LOGICAL: dict[str, Callable[..., Var]] = {
 
 @lowers(*UNARY, broadcasts=True)
 def unary(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """[...] -> [...]."""
+    """Element by element."""
     return UNARY[node.op](x=x)
 
 
 @lowers(*BINARY, broadcasts=True)
 def binary(lowering: "Lowering", node: Node, x: Var, y: Var) -> Var:
-    """[...] and [...] -> [...], broadcast by MIL; comparisons give booleans."""
+    """Element by element, one broadcast to the other; comparisons give booleans."""
     if node.inputs[0].dtype == "bool" and node.op not in ("LogicalAnd", "LogicalOr"):
         if node.op in LOGICAL:
             return LOGICAL[node.op](x=x, y=y)
