@@ -156,6 +156,7 @@ def verified(
     positions: int,
     text: str | None = None,
     functions_of: str | None = None,
+    runtime: str = "reference",
 ) -> dict[str, Any]:
     """Open a bundle and its model, and compare them: see macai.coreml.verify.
 
@@ -163,6 +164,7 @@ def verified(
     """
     from macai.cli.opening import open_model
     from macai.cli.progress import reporting
+    from macai.coreml.device import CoreMLRunner
     from macai.coreml.session import open_bundle
     from macai.coreml.verify import sample_text, verify_package
 
@@ -171,7 +173,13 @@ def verified(
     ids = loaded.tokenizer.encode(text or sample_text())[:positions]
     with reporting() as progress:
         return verify_package(
-            loaded, manifest, package, ids, adapter=functions_of, progress=progress
+            loaded,
+            manifest,
+            package,
+            ids,
+            adapter=functions_of,
+            runner=CoreMLRunner(folder, manifest) if runtime == "coreml" else None,
+            progress=progress,
         )
 
 

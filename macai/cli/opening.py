@@ -1,7 +1,7 @@
 """What the commands that let a model reply have in common: options, and opening the model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,6 +32,12 @@ SeedOption = Annotated[
 StopOption = Annotated[
     list[str] | None,
     typer.Option("--stop", help="End the reply before this text; may be repeated."),
+]
+
+
+RuntimeOption = Annotated[
+    Literal["reference", "coreml"],
+    typer.Option(help="macai's own, anywhere, or Core ML, on a Mac."),
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 from macai.cli.generate import measure, read_prompt, stream_text
 from macai.cli.opening import (
     MaxTokensOption,
+    RuntimeOption,
     SeedOption,
     StopOption,
     SystemOption,
@@ -32,6 +33,7 @@ def run(
     adapter: Annotated[
         str | None, typer.Option(help="The adapter of the bundle that replies, by name.")
     ] = None,
+    runtime: RuntimeOption = "reference",
     system: SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt itself, without a chat template.")
@@ -43,12 +45,13 @@ def run(
     stop: StopOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Let an exported package reply to one prompt; macai's own runtime runs it, in numpy.
+    """Let an exported package reply to one prompt: by macai's own runtime, in numpy, or by Core ML.
 
     Example: macai run MyModel --prompt "wake me at half six tomorrow"
     """
     import mlx.core as mx
 
+    from macai.coreml.device import CoreMLRunner
     from macai.coreml.session import ReferenceRunner, Session, open_bundle
     from macai.generate.prompt import user_prompt
     from macai.generate.sample import make_sampler
@@ -63,7 +66,8 @@ def run(
     prompt_ids = user_prompt(tokenized, text, system=system, raw=raw)
     if seed is not None:
         mx.random.seed(seed)
-    session = Session(manifest, ReferenceRunner(opened), adapter)
+    runner = CoreMLRunner(package, manifest) if runtime == "coreml" else ReferenceRunner(opened)
+    session = Session(manifest, runner, adapter)
     tokens = reply(
         session, tokenized, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop=stop or []
     )

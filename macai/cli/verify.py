@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from macai.cli.opening import AdapterOption
+from macai.cli.opening import AdapterOption, RuntimeOption
 
 
 def verify(
@@ -23,9 +23,10 @@ def verify(
         Path | None, typer.Option(help="UTF-8 text to compare on; else one that comes with macai.")
     ] = None,
     positions: Annotated[int, typer.Option(min=8, help="Tokens of it to compare.")] = 128,
+    runtime: RuntimeOption = "reference",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Run an exported package with macai's own runtime and compare it with its model in MLX.
+    """Run an exported package, and compare it with its model in MLX.
 
     The exit code is 1 if they do not agree.
 
@@ -47,6 +48,7 @@ def verify(
         positions=positions,
         text=own_text,
         functions_of=functions_of,
+        runtime=runtime,
     )
     if as_json:
         print(json.dumps(report))

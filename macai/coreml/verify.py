@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from macai.coreml.manifest import Manifest
-from macai.coreml.session import ReferenceRunner, Session
+from macai.coreml.session import ReferenceRunner, Runner, Session
 from macai.mil import Package
 from macai.models.load import LoadedModel
 
@@ -89,6 +89,7 @@ def verify_package(
     *,
     tokens: int = 16,
     adapter: str | None = None,
+    runner: Runner | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Compare a package with the model, in MLX in float32, on a text.
@@ -104,12 +105,14 @@ def verify_package(
         package: Its package.
         ids: The text.
         tokens: How many to generate.
+        runner: What runs the package; macai's own runtime without. Rounding to float16 is looked
+            at with that one always.
         adapter: Whose functions are compared; `loaded` has it. The plain model's without.
         progress: Called with what is being compared, and how much of it is done.
     """
     ids = list(ids)[: manifest.context - tokens]
     model = _logits(loaded, ids)
-    session = Session(manifest, ReferenceRunner(package), adapter)
+    session = Session(manifest, runner or ReferenceRunner(package), adapter)
     prefills = {name: _prefill(session, name, ids, model, progress) for name in manifest.prefills}
     session.reset()
     first = min(max(len(ids) // 4, 1), 16)
@@ -121,9 +124,9 @@ def verify_package(
         decode.add(own, model[place], following)
         progress("comparing decode with the model", place + 1 - first, len(ids) - first)
     transcript = _transcript(loaded, session, ids, tokens, progress)
-    runner = ReferenceRunner(package, "fp16")
-    half = _rounded(Session(manifest, runner, adapter), ids, model, progress)
-    overflows = runner.overflows
+    rounding = ReferenceRunner(package, "fp16")
+    half = _rounded(Session(manifest, rounding, adapter), ids, model, progress)
+    overflows = rounding.overflows
     problems = decode.problems("decode")
     for name, agreement in prefills.items():
         problems += agreement.problems(name)
@@ -135,7 +138,7 @@ def verify_package(
     return {
         "passed": not problems,
         "problems": problems,
-        "runtime": "reference",
+        "runtime": "reference" if runner is None else type(runner).__name__,
         "functions": {"decode": decode.to_json()}
         | {name: a.to_json() for name, a in prefills.items()},
         "perplexity": {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -188,6 +189,14 @@ def test_run_measures_with_json_and_stops_at_a_string(macai, bundle):
 def test_run_with_a_seed_repeats_itself(macai, bundle):
     options = ("--prompt", "Hello", "--max-tokens", 8, "--temperature", 1.5, "--seed", 7)
     assert macai("run", bundle, *options).out == macai("run", bundle, *options).out
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there")
+def test_core_ml_is_asked_for_on_a_mac_only(macai, folder, bundle):
+    for command in (("run", "--prompt", "x"), ("verify", "--against", folder)):
+        result = macai(command[0], bundle, *command[1:], "--runtime", "coreml")
+        assert (result.code, result.out) == (1, "")
+        assert "Core ML runs on macOS only" in result.err
 
 
 @pytest.mark.parametrize("command", ["run", "verify"])

@@ -1,0 +1,54 @@
+"""Core ML itself, on a Mac: the same conversation, run by the system the package is for.
+
+Written to coremltools' documentation (9.0: MLModel.predict, make_state, function_name). Not run
+by us: there is no Mac here.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from macai.coreml.manifest import Manifest
+from macai.errors import UsageError
+
+UNITS = {
+    "all": "ALL",
+    "cpuOnly": "CPU_ONLY",
+    "cpuAndGPU": "CPU_AND_GPU",
+    "cpuAndNeuralEngine": "CPU_AND_NE",
+}
+"""Core ML's names of the units a model may use, and coremltools'."""
+
+
+class CoreMLRunner:
+    """Runs a bundle with Core ML: one loaded model a function, one state for all of them.
+
+    That a state made by one function serves the others is not documented by Apple; published apps
+    rely on it. Where it does not hold, `macai verify --runtime coreml` fails.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, units: str | None = None) -> None:
+        if sys.platform != "darwin":
+            raise UsageError(
+                "Core ML runs on macOS only", hint="leave out --runtime: macai's own runs anywhere"
+            )
+        import coremltools as ct
+
+        compute = getattr(ct.ComputeUnit, UNITS[units or manifest.compute_units])
+        path = str(folder / manifest.package)
+        self._models: dict[str, Any] = {
+            name: ct.models.MLModel(path, compute_units=compute, function_name=name)
+            for name in manifest.functions
+        }
+        self.reset()
+
+    def run(self, function: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Run one function on the state; float32 [V]."""
+        outputs = self._models[function].predict(inputs, state=self._state)
+        return np.asarray(outputs["logits"], dtype=np.float32).reshape(-1)
+
+    def reset(self) -> None:
+        """Empty the state."""
+        self._state = self._models["decode"].make_state()
