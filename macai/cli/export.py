@@ -48,9 +48,19 @@ def llm(
     weights: Annotated[
         str,
         typer.Option(
-            help="full, or keep: quantised ones as they are, adapters as functions of their own."
+            help="full; keep: quantised ones as they are, adapters as functions of their own; or "
+            "int8, int4-32, uint4-32, palette4-16 and the like."
         ),
     ] = "full",
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="Mix schemes to this mean, by what each matrix needs.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Text like what the model is for, to save bits by.")
+    ] = None,
+    largest_increase: Annotated[
+        float, typer.Option(min=0, help="The most the perplexity may rise by saving bits.")
+    ] = 0.25,
     positions: Annotated[
         int, typer.Option(min=8, help="Tokens of text to compare with the model.")
     ] = 48,
@@ -65,39 +75,48 @@ def llm(
     The package is run here, by macai's own runtime, and compared with the model; one that does not
     agree is not kept. Core ML itself is not needed and not asked.
     """
+    from macai.catalog import locate_model
     from macai.cli.progress import reporting
-    from macai.errors import ExportError
-    from macai.files import atomic_directory, refuse_existing, write_json
+    from macai.coreml.bundle import bundle_name
+    from macai.coreml.export_llm import Export, export_llm
+    from macai.files import atomic_directory, refuse_existing
 
     refuse_existing(out, force=force)
     adapters = _named(adapter or [])
-    with atomic_directory(out, force=force) as folder:
-        with reporting() as progress:
-            manifest = _write(
-                model,
-                adapters,
-                folder,
-                name=name,
-                context=context,
-                prefill=prefill or [64],
-                precision=precision,
-                weights=weights,
-                progress=progress,
-            )
-        fused = _fuses(adapters, weights)
-        reports = {}
-        if verify:
-            reports = _verify(folder, model, adapters, positions=positions, fused=fused)
-        write_json(folder / "verify.json", reports)
-        if problems := [f"{n}: {p}" for n, r in reports.items() for p in r["problems"]]:
-            raise ExportError(
-                "the package does not agree with the model: " + "; ".join(problems),
-                hint="--precision fp32 tells whether float16 is the reason",
-            )
+    text = None if calibrate is None else read_text(calibrate)
+    with atomic_directory(out, force=force) as folder, reporting() as progress:
+        source = {"model": model}
+        if len(adapters) == 1:
+            source["adapter"] = next(iter(adapters))
+        export = Export(
+            path=locate_model(model, progress=progress),
+            name=bundle_name(name or Path(model.removesuffix(".gguf")).name),
+            source=source,
+            adapters=adapters,
+            context=context,
+            prefill=prefill or (64,),
+            precision=precision,
+            weights=weights,
+            bits_per_weight=bits_per_weight,
+            calibration=text,
+            largest_increase=largest_increase,
+            positions=positions if verify else 0,
+        )
+        manifest, reports = export_llm(export, folder, progress)
     if as_json:
         print(json.dumps({"out": str(out), **manifest.to_json(), "verify": reports}))
     else:
         _print(manifest, out, reports)
+
+
+def read_text(file: Path) -> str:
+    """Return a UTF-8 file's text; DataError if it is none."""
+    from macai.errors import DataError
+
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{file}: cannot be read: {e}") from e
 
 
 def _named(adapters: list[Path]) -> dict[str, Path]:
@@ -110,86 +129,22 @@ def _named(adapters: list[Path]) -> dict[str, Path]:
     return named
 
 
-def _fuses(adapters: dict[str, Path], weights: str) -> bool:
-    """Whether there is at most one adapter, and it is fused: kept weights take none."""
-    return not adapters or (len(adapters) == 1 and weights != "keep")
-
-
-def _verify(
-    folder: Path, model: str, adapters: dict[str, Path], *, positions: int, fused: bool
-) -> dict[str, dict[str, Any]]:
-    """Compare all functions of a bundle; reports by adapter, "model" for the plain or fused one."""
-    if fused:
-        adapter = next(iter(adapters.values()), None)
-        return {"model": verified(folder, model, adapter, positions=positions)}
-    reports = {"model": verified(folder, model, None, positions=positions)}
-    for name, path in adapters.items():
-        reports[name] = verified(folder, model, path, positions=positions, functions_of=name)
-    return reports
-
-
-def _write(
-    model: str, adapters: dict[str, Path], folder: Path, *, name: str | None, **options: Any
-) -> "Manifest":
-    from macai.catalog import locate_model
-    from macai.coreml.bundle import bundle_name, write_bundle
-    from macai.models.adapter import load_adapter
-    from macai.models.load import load_model
-
-    path = locate_model(model, progress=options["progress"])
-    loaded = load_model(path, as_stored=True)
-    source = {"model": model}
-    if adapters and _fuses(adapters, options["weights"]):
-        [(source["adapter"], adapter)] = adapters.items()
-        load_adapter(loaded, adapter)
-    else:
-        options["adapters"] = adapters
-    label = bundle_name(name or Path(model.removesuffix(".gguf")).name)
-    return write_bundle(loaded, folder, name=label, source=source, **options)
-
-
-def verified(
-    folder: Path,
-    model: str,
-    adapter: Path | None,
-    *,
-    positions: int,
-    text: str | None = None,
-    functions_of: str | None = None,
-    runtime: str = "reference",
-) -> dict[str, Any]:
-    """Open a bundle and its model, and compare them: see macai.coreml.verify.
-
-    `functions_of` names the adapter whose functions are compared; else the plain or fused ones are.
-    """
-    from macai.cli.opening import open_model
-    from macai.cli.progress import reporting
-    from macai.coreml.device import CoreMLRunner
-    from macai.coreml.session import open_bundle
-    from macai.coreml.verify import sample_text, verify_package
-
-    manifest, package = open_bundle(folder)
-    loaded = open_model(model, adapter)
-    ids = loaded.tokenizer.encode(text or sample_text())[:positions]
-    with reporting() as progress:
-        return verify_package(
-            loaded,
-            manifest,
-            package,
-            ids,
-            adapter=functions_of,
-            runner=CoreMLRunner(folder, manifest) if runtime == "coreml" else None,
-            progress=progress,
-        )
-
-
 def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) -> None:
     print(f"bundle: {out}")
     print(f"package: {out / manifest.package}, {manifest.bytes / 1e6:.0f} MB, {manifest.weights}")
-    if not reports:
+    if price := reports.get("compression"):
+        perplexity = price["perplexity"]
+        print(
+            f"{price['bits_per_weight']:.2f} bits per weight: perplexity {perplexity['model']:.2f} "
+            f"to {perplexity['compressed']:.2f} ({perplexity['delta']:+.1%})"
+        )
+        for path, reason in price["left_as_they_are"].items():
+            print(f"left as it is: {path}: {reason}")
+    compared = {n: r for n, r in reports.items() if "functions" in r}
+    if not compared:
         print("not verified", file=sys.stderr)
-    for name, report in reports.items():
-        if len(reports) > 1:
+    for name, report in compared.items():
+        if len(compared) > 1:
             print(f"\n{name}")
         print_report(report)
 

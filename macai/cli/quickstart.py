@@ -126,32 +126,23 @@ def _export(out: Path, name: str, reopened: "LoadedModel", rows: "list[Row]") ->
     """Write the fused model as a bundle, compare it with the model, and ask it a few requests."""
     from macai.cli.progress import reporting
     from macai.cli.run import reply
-    from macai.coreml.bundle import write_bundle
+    from macai.coreml.export_llm import Export, export_llm
     from macai.coreml.session import ReferenceRunner, Session, open_bundle
-    from macai.coreml.verify import sample_text, verify_package
-    from macai.errors import ExportError
-    from macai.files import atomic_directory, write_json
+    from macai.files import atomic_directory
     from macai.generate.prompt import chat_prompt
-    from macai.models.load import load_model
 
+    export = Export(
+        path=out / "model",
+        name=name,
+        source={"model": name, "adapter": "quickstart"},
+        context=CONTEXT,
+        prefill=[PREFILL],
+        positions=POSITIONS,
+        tokens=8,
+    )
     with atomic_directory(out / "package", force=True) as folder, reporting() as progress:
-        manifest = write_bundle(
-            load_model(out / "model", as_stored=True),
-            folder,
-            name=name,
-            source={"model": name, "adapter": "quickstart"},
-            context=CONTEXT,
-            prefill=[PREFILL],
-            progress=progress,
-        )
+        manifest, reports = export_llm(export, folder, progress)
         package = open_bundle(folder)[1]
-        ids = reopened.tokenizer.encode(sample_text())[:POSITIONS]
-        verified = verify_package(reopened, manifest, package, ids, tokens=8, progress=progress)
-        write_json(folder / "verify.json", {"model": verified})
-        if not verified["passed"]:
-            raise ExportError(
-                "the package does not agree with the model: " + "; ".join(verified["problems"])
-            )
         session = Session(manifest, ReferenceRunner(package))
         answers = []
         for done, row in enumerate(rows[:PACKAGE_ANSWERS]):
@@ -159,7 +150,7 @@ def _export(out: Path, name: str, reopened: "LoadedModel", rows: "list[Row]") ->
             prompt = chat_prompt(reopened, row.messages[:-1])
             tokens = reply(session, reopened, prompt, max_tokens=MAX_TOKENS)
             answers.append("".join(token.text for token in tokens))
-    return {"bytes": manifest.bytes, "verify": verified, "answers": answers}
+    return {"bytes": manifest.bytes, "verify": reports["model"], "answers": answers}
 
 
 def _say(text: str) -> None:

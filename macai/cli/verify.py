@@ -28,28 +28,33 @@ def verify(
 ) -> None:
     """Run an exported package, and compare it with its model in MLX.
 
-    The exit code is 1 if they do not agree.
+    The exit code is 1 if they do not agree. Where weights were compressed only the perplexity
+    counts.
 
     Example: macai verify MyModel --against smollm2-135m --adapter runs/mine
     """
-    from macai.cli.export import print_report, verified
-    from macai.errors import DataError
+    from macai.catalog import locate_model
+    from macai.cli.export import print_report, read_text
+    from macai.cli.progress import reporting
+    from macai.coreml.device import CoreMLRunner
+    from macai.coreml.export_llm import reference
+    from macai.coreml.session import open_bundle
+    from macai.coreml.verify import sample_text, verify_package
 
-    own_text: str | None = None
-    if text is not None:
-        try:
-            own_text = text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise DataError(f"{text}: cannot be read: {e}") from e
-    report = verified(
-        package,
-        against,
-        adapter,
-        positions=positions,
-        text=own_text,
-        functions_of=functions_of,
-        runtime=runtime,
-    )
+    own_text = sample_text() if text is None else read_text(text)
+    manifest, opened = open_bundle(package)
+    with reporting() as progress:
+        loaded = reference(locate_model(against, progress=progress), adapter)
+        report = verify_package(
+            loaded,
+            manifest,
+            opened,
+            loaded.tokenizer.encode(own_text)[:positions],
+            adapter=functions_of,
+            exact=manifest.is_exact,
+            runner=CoreMLRunner(package, manifest) if runtime == "coreml" else None,
+            progress=progress,
+        )
     if as_json:
         print(json.dumps(report))
     else:

@@ -14,6 +14,7 @@ from mlx.utils import tree_unflatten
 from macai import __version__
 from macai.coreml.api import ExportFunction, export_functions
 from macai.coreml.card import model_card
+from macai.coreml.compress import Compression
 from macai.coreml.llm import llm_functions
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
 from macai.coreml.package import Metadata, package_bytes, package_hash
@@ -41,6 +42,7 @@ def write_bundle(
     prefill: Sequence[int] = (64,),
     precision: str = "fp16",
     weights: str = "full",
+    compression: Compression | None = None,
     adapters: Mapping[str, Path] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Manifest:
@@ -55,18 +57,20 @@ def write_bundle(
         prefill: Lengths of the prefill functions.
         precision: "fp16" or "fp32".
         weights: How matrices are stored: "full", in `precision`, or "keep": quantised ones as the
-            model has them, the same numbers.
+            model has them, the same numbers. With a compression, what that is called.
+        compression: How matrices are stored instead: see fewer_bits.py.
         adapters: Folders of adapters that get functions of their own, by name: they share all
             weights of the plain model.
         progress: Called with what is being done, and how much of it.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision '{precision}'", hint=f"one of {', '.join(PRECISIONS)}")
-    if weights not in WEIGHTS:
+    if compression is None and weights not in WEIGHTS:
         raise UsageError(f"unknown weights '{weights}'", hint=f"one of {', '.join(WEIGHTS)}")
     progress("preparing weights", 0, 3)
     settle_weights(loaded, PRECISIONS[precision], keep_quantised=weights == "keep")
     options: dict[str, Any] = {"context": context, "prefill": prefill, "precision": precision}
+    options["compress"] = compression
     functions = llm_functions(loaded.model, **options)
     plain = list(functions)
     named: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macai.coreml.api import ExportFunction
-from macai.coreml.lower import Settings
+from macai.coreml.lower import Compress, Settings
 from macai.errors import ExportError, UsageError
 
 KEYS, VALUES = "keyCache", "valueCache"
@@ -119,6 +119,7 @@ def llm_functions(
     prefill: Sequence[int] = (64,),
     precision: str = "fp16",
     adapter: str = "",
+    compress: Compress | None = None,
 ) -> dict[str, ExportFunction]:
     """Return the functions of a language model's package.
 
@@ -130,6 +131,7 @@ def llm_functions(
         precision: "fp16" or "fp32".
         adapter: The name of the adapter that is in the model: it ends the functions' names, and its
             matrices are called after it, while all else shares its names with the plain model.
+        compress: How matrices are stored: see Settings.
     """
     if context % CONTEXT_MULTIPLE or context < CONTEXT_MULTIPLE:
         raise UsageError(f"a context of {context}", hint=f"a multiple of {CONTEXT_MULTIPLE}")
@@ -138,7 +140,7 @@ def llm_functions(
     shape = cache_shape(model)
     dtype = mx.float16 if precision == "fp16" else mx.float32
     states = {name: shape.zeros(context, dtype) for name in (KEYS, VALUES)}
-    settings = Settings(precision=precision, positions=context)
+    settings = Settings(precision=precision, positions=context, compress=compress)
 
     def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:
         store = _Store(*arrays)

@@ -29,6 +29,10 @@ MIL_TYPES: dict[str, Any] = {
 }
 
 
+Compress = Callable[[str, np.ndarray], Stored | None]
+"""A weight's path and its array -> how it is stored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a graph is lowered.
@@ -45,7 +49,7 @@ class Settings:
     precision: str = "fp16"
     positions: int | None = None
     fused_attention: bool = True
-    compress: Callable[[str, np.ndarray], Stored | None] | None = None
+    compress: Compress | None = None
 
 
 @dataclass(slots=True)

@@ -72,6 +72,11 @@ class Manifest:
         return asdict(self)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the weights are the model's own, not compressed for the package."""
+        return self.weights in ("fp16", "fp32", "keep")
+
+    @property
     def prefills(self) -> list[str]:
         """The plain model's functions that take several tokens at once, the longest first."""
         others = {f for adapter in self.adapters for f in adapter["functions"].values()}

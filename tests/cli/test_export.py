@@ -83,7 +83,7 @@ def test_a_package_that_does_not_agree_is_not_kept(macai, folder, tmp_path, monk
     out = tmp_path / "o"
     result = macai("export", "llm", "--model", folder, "--out", out, *SMALL)
     assert (result.code, result.out) == (1, "")
-    assert "error: the package does not agree with the model: model: decode: cosine" in result.err
+    assert "error: the package does not agree with the model: model: prefill: cosine" in result.err
     assert names(tmp_path) == []
 
 
@@ -102,7 +102,10 @@ def test_an_existing_output_is_refused_before_anything_is_opened(macai, tmp_path
         (("--context", 100), "a context of 100"),
         (("--prefill", 1), "a prefill of 1 tokens"),
         (("--precision", "int8"), "unknown precision 'int8'"),
-        (("--weights", "int3"), "unknown weights 'int3'"),
+        (("--weights", "int3"), "unknown weight compression 'int3'"),
+        (("--weights", "int8", "--bits-per-weight", 4), "--bits-per-weight chooses the weights"),
+        (("--bits-per-weight", 1), "1 bits per weight are fewer"),
+        (("--calibrate", "nowhere.txt"), "nowhere.txt: cannot be read"),
     ],
 )
 def test_wrong_values_are_one_error_and_leave_nothing(macai, folder, tmp_path, options, message):
@@ -152,6 +155,48 @@ def test_two_adapters_of_one_name_are_refused(macai, folder, adapter, tmp_path):
     result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
     assert result.code == 1
     assert "two adapters have one name" in result.err
+
+
+@pytest.mark.parametrize("weights", ["int8", "uint4-32", "palette4-32"])
+def test_weights_in_fewer_bits_are_smaller_and_compared_as_they_are(
+    macai, folder, tmp_path, weights
+):
+    full = macai("export", "llm", "--model", folder, "--out", tmp_path / "f", *SMALL, "--json")
+    out = tmp_path / "o"
+    options = (*SMALL, "--weights", weights, "--json")
+    result = macai("export", "llm", "--model", folder, "--out", out, *options)
+    assert result.code == 0, result.err
+    value = json.loads(result.out)
+    assert value["weights"] == weights
+    assert value["bytes"] < json.loads(full.out)["bytes"]
+    assert value["verify"]["model"]["exact"]
+    price = value["verify"]["compression"]
+    assert price["bits_per_weight"] < 16
+    # 476 rows of the embedding are no multiple of 32, which palettes want.
+    assert bool(price["left_as_they_are"]) == weights.startswith("palette")
+    again = macai("verify", out, "--against", folder, "--positions", 12, "--json")
+    assert again.code == 0
+    assert not json.loads(again.out)["exact"]
+
+
+def test_bits_are_spent_to_a_mean(macai, folder, tmp_path):
+    options = (*SMALL, "--bits-per-weight", 5, "--json")
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
+    assert result.code == 0, result.err
+    price = json.loads(result.out)["verify"]["compression"]
+    assert 4 < price["bits_per_weight"] <= 5
+
+
+def test_what_costs_too_much_is_not_kept(macai, folder, tmp_path, monkeypatch):
+    from macai.coreml import export_llm
+
+    measured = iter([10.0, 12.0])  # of a random model it may as well fall
+    monkeypatch.setattr(export_llm, "perplexity", lambda model, ids: next(measured))
+    options = ("--weights", "int8", "--largest-increase", 0.1)
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *SMALL, *options)
+    assert (result.code, result.out) == (1, "")
+    assert "the perplexity of a text rises by 20.0%, and 10% is the limit" in result.err
+    assert names(tmp_path) == []
 
 
 def test_verify_tells_the_right_model_from_another(macai, folder, adapter, bundle):

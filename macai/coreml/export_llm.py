@@ -1,0 +1,184 @@
+"""From a model's folder to a bundle that agrees with it: load, compress, write, compare."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from macai.coreml.bundle import WEIGHTS, write_bundle
+from macai.coreml.compress import Compression, Scheme
+from macai.coreml.fewer_bits import compress_model, cost, perplexity, replace_weights
+from macai.coreml.manifest import Manifest
+from macai.coreml.session import open_bundle
+from macai.coreml.verify import sample_text, verify_package
+from macai.errors import ExportError, UsageError
+from macai.files import write_json
+from macai.models.adapter import load_adapter
+from macai.models.fuse import fuse
+from macai.models.load import LoadedModel, load_model
+from macai.models.lora import lora_layers
+
+Progress = Callable[[str, int, int], None]
+PERPLEXITY_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What is asked for.
+
+    Attributes:
+        path: The model's folder.
+        name: What package and Swift module are called.
+        source: Where the model came from, as the manifest tells.
+        adapters: Folders by name. One is fused, unless weights are kept; several get functions.
+        context: The most positions, a multiple of 32.
+        prefill: Lengths of the prefill functions.
+        precision: "fp16" or "fp32".
+        weights: "full", "keep", or a scheme: see compress.Scheme.parse.
+        bits_per_weight: A mix of schemes with this mean instead.
+        calibration: Text that says which inputs matter when bits are saved.
+        largest_increase: Of the perplexity by saving bits, as a share; beyond it nothing is kept.
+        positions: Tokens of text to compare; 0 does not compare.
+        tokens: Tokens to continue it by.
+    """
+
+    path: Path
+    name: str
+    source: dict[str, str]
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    context: int = 1024
+    prefill: Sequence[int] = (64,)
+    precision: str = "fp16"
+    weights: str = "full"
+    bits_per_weight: float | None = None
+    calibration: str | None = None
+    largest_increase: float = 0.25
+    positions: int = 48
+    tokens: int = 16
+
+    @property
+    def fuses(self) -> bool:
+        """Whether there is at most one adapter, and it is fused: kept weights take none."""
+        return not self.adapters or (len(self.adapters) == 1 and self.weights != "keep")
+
+    @property
+    def saves_bits(self) -> bool:
+        """Whether weights lose something."""
+        return self.bits_per_weight is not None or self.weights not in WEIGHTS
+
+
+def export_llm(
+    export: Export, folder: Path, progress: Progress = lambda what, done, total: None
+) -> tuple[Manifest, dict[str, dict[str, Any]]]:
+    """Write a bundle into an empty folder; return its manifest and what verify.json holds.
+
+    Raises:
+        ExportError: the package does not agree with the model, or too much was saved.
+    """
+    _check(export)
+    compression, price = _compressed(export, progress)
+    loaded = load_model(export.path, as_stored=True)
+    if export.fuses:
+        for adapter in export.adapters.values():
+            load_adapter(loaded, adapter)
+    bits = export.bits_per_weight
+    manifest = write_bundle(
+        loaded,
+        folder,
+        name=export.name,
+        source=export.source,
+        context=export.context,
+        prefill=export.prefill,
+        precision=export.precision,
+        weights=export.weights if bits is None else f"{bits:g} bits",
+        compression=compression,
+        adapters={} if export.fuses else export.adapters,
+        progress=progress,
+    )
+    del loaded
+    reports = _reports(export, folder, compression, progress) if export.positions else {}
+    if price:
+        reports["compression"] = price | {"passed": True, "problems": []}
+    write_json(folder / "verify.json", reports)
+    if problems := [f"{n}: {p}" for n, r in reports.items() for p in r["problems"]]:
+        raise ExportError(
+            "the package does not agree with the model: " + "; ".join(problems),
+            hint="--precision fp32 tells whether float16 is the reason",
+        )
+    return manifest, reports
+
+
+def reference(path: Path, adapter: Path | None) -> LoadedModel:
+    """Return the model a package is compared with: its adapter fused, float32 on the CPU."""
+    loaded = load_model(path)
+    if adapter is not None:
+        load_adapter(loaded, adapter)
+        if lora_layers(loaded.model):
+            fuse(loaded)
+    return loaded
+
+
+def _check(export: Export) -> None:
+    if export.bits_per_weight is not None and export.weights != "full":
+        raise UsageError("--bits-per-weight chooses the weights itself: leave out --weights")
+    if export.saves_bits:
+        if export.bits_per_weight is None:
+            Scheme.parse(export.weights)
+        if not export.fuses:
+            raise UsageError(
+                "weights are compressed for one model, and several adapters make several",
+                hint="export with one adapter, or with --weights full or keep",
+            )
+
+
+def _compressed(export: Export, progress: Progress) -> tuple[Compression | None, dict[str, Any]]:
+    """Return how matrices are stored and what that costs; refuse what costs too much."""
+    if not export.saves_bits:
+        return None, {}
+    loaded = reference(export.path, next(iter(export.adapters.values()), None))
+    ids = loaded.tokenizer.encode(sample_text())[:PERPLEXITY_TOKENS]
+    before = perplexity(loaded.model, ids)
+    compression = compress_model(
+        loaded,
+        scheme=export.weights if export.bits_per_weight is None else None,
+        bits_per_weight=export.bits_per_weight,
+        text=export.calibration,
+        progress=progress,
+    )
+    replace_weights(loaded.model, compression)
+    price = cost(before, perplexity(loaded.model, ids), compression)
+    increase = price["perplexity"]["delta"]
+    if not increase <= export.largest_increase:
+        raise ExportError(
+            f"with {compression.bits_per_weight:.2f} bits per weight the perplexity of a text "
+            f"rises by {increase:.1%}, and {export.largest_increase:.0%} is the limit",
+            hint="more bits, --calibrate with text the model is for, or another limit",
+        )
+    return compression, price
+
+
+def _reports(
+    export: Export, folder: Path, compression: Compression | None, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Compare all functions of a bundle; by adapter, "model" for the plain or fused one."""
+    models: dict[str, Path | None] = {"model": None}
+    if export.fuses:
+        models["model"] = next(iter(export.adapters.values()), None)
+    else:
+        models |= export.adapters
+    reports = {}
+    manifest, package = open_bundle(folder)
+    for name, adapter in models.items():
+        loaded = reference(export.path, adapter)
+        if compression is not None:
+            replace_weights(loaded.model, compression)
+        reports[name] = verify_package(
+            loaded,
+            manifest,
+            package,
+            loaded.tokenizer.encode(sample_text())[: export.positions],
+            tokens=export.tokens,
+            adapter=None if name == "model" else name,
+            progress=progress,
+        )
+    return reports
