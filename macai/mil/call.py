@@ -83,7 +83,9 @@ def make_call(
         sources = [bound(argument) for argument in arguments]
         if not parameter.many and len(sources) != 1:
             raise PackageError(f"{where}: {name} has {len(sources)} arguments, not 1", hint=DAMAGED)
-        fetch, is_fixed, is_known = _fetch(parameter, sources, where, name)
+        fetch, is_fixed, is_known = _fetch(
+            parameter, sources, where, name, keeps=not definition.is_constexpr
+        )
         is_constant = is_constant and is_known
         if is_fixed:
             fixed[name] = guarded(partial(fetch, None), where)
@@ -122,15 +124,18 @@ def guarded(read: Callable[[], Any], where: str) -> Any:
 
 
 def _fetch(
-    parameter: Parameter, sources: list[Any], where: str, name: str
+    parameter: Parameter, sources: list[Any], where: str, name: str, *, keeps: bool
 ) -> tuple[Fetch, bool, bool]:
-    """Return how to get an argument, whether once and for all, and whether it is constant."""
+    """Return how to get an argument, whether once and for all, and whether it is constant.
+
+    `keeps` is whether a weight that is computed is kept: not if it only becomes another weight.
+    """
     for source in sources:
         if not isinstance(source, int | Constant):
             raise PackageError(
                 f"{where}: {name} is a state: only read_state may use it", hint=DAMAGED
             )
-    fetches = [_source(parameter, source) for source in sources]
+    fetches = [_source(parameter, source, keeps) for source in sources]
     is_known = all(isinstance(source, Constant) for source in sources)
     if parameter.many:
         return (lambda frame: tuple(fetch(frame) for fetch in fetches)), False, is_known
@@ -140,10 +145,11 @@ def _fetch(
     return (lambda frame: convert(fetch(frame))), is_known and _is_small(sources[0]), is_known
 
 
-def _source(parameter: Parameter, source: int | Constant) -> Fetch:
+def _source(parameter: Parameter, source: int | Constant, keeps: bool) -> Fetch:
     if isinstance(source, Constant):
         constant = source
-        return (lambda _: constant.raw()) if parameter.raw else (lambda _: constant.get())
+        is_raw = parameter.raw and not (keeps and constant.is_computed)
+        return (lambda _: constant.raw()) if is_raw else (lambda _: constant.get())
     place = source
     return lambda frame: frame.values[place]  # type: ignore[union-attr]
 

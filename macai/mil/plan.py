@@ -216,7 +216,7 @@ class _Planner:
             return lambda: compute(None)[index]
 
         for index, name in enumerate(operation.outputs):
-            scope.bound[name] = Constant(reader(index), self.cache)
+            scope.bound[name] = Constant(reader(index), self.cache, is_computed=True)
 
     def output_step(self, operation: Operation, scope: Scope, call: Call) -> Step:
         """Return the step that calls an operation and keeps its results."""

@@ -27,10 +27,13 @@ class WeightCache:
 
 
 class Constant:
-    """A value known before a run: a weight, or an operation on weights."""
+    """A value known before a run: a weight, or (`is_computed`) an operation on weights."""
 
-    def __init__(self, read: Callable[[], Any], cache: WeightCache) -> None:
+    def __init__(
+        self, read: Callable[[], Any], cache: WeightCache, *, is_computed: bool = False
+    ) -> None:
         self._read = read
+        self.is_computed = is_computed
         self._cache = cache
         self._kept: Any = None
 

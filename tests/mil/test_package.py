@@ -162,19 +162,40 @@ def test_an_fp32_island_stays_fp32(tmp_path):
     assert run(package, np.array([300], np.float16), precision="fp16") == [[300]]
 
 
-def test_weights_are_decoded_once_or_each_time_as_the_budget_allows(tmp_path, monkeypatch):
+def counting_reads(package, kind: str, parameter: str) -> list[int]:
+    """Return a list that grows each time the weight an operation is given is decoded."""
+    reads: list[int] = []
+    operations = list(package.functions["main"].operations)
+    (weight,) = next(o.inputs[parameter] for o in operations if o.type == kind)
+    if isinstance(weight, str):
+        (weight,) = next(o.inputs["val"] for o in operations if weight in o.outputs)
+    read = weight.read
+    object.__setattr__(weight, "read", lambda: reads.append(1) or read())
+    return reads
+
+
+def test_weights_are_decoded_once_or_each_time_as_the_budget_allows(tmp_path):
     path = build(layer, tensor(1, 32, dtype="fp16"), path=tmp_path / "p.mlpackage").path
     for budget, decodings in [(1 << 20, 1), (0, 3)]:
         package = open_package(path, weight_cache_bytes=budget)
-        fn = package.functions["main"]
-        reads = []
-        (const,) = [o for o in fn.operations if o.outputs.keys() == {"layer_weight_0"}]
-        weight = const.inputs["val"][0]
-        read = weight.read
-        object.__setattr__(weight, "read", lambda read=read, reads=reads: reads.append(1) or read())
+        reads = counting_reads(package, "linear", "weight")
         for _ in range(3):
             assert np.abs(run(package, X)[0] - EXACT).max() < 1e-5
         assert len(reads) == decodings
+
+
+def test_a_compressed_embedding_is_decompressed_once(tmp_path):
+    def embedding(i):
+        table = mb.constexpr_blockwise_shift_scale(
+            data=np.arange(6, dtype=np.int8).reshape(3, 2), scale=np.full((3, 1), 2, np.float16)
+        )
+        return mb.gather(x=table, indices=i)
+
+    package = build(embedding, tensor(1, dtype="int32"), path=tmp_path / "p.mlpackage")
+    reads = counting_reads(package, "constexpr_blockwise_shift_scale", "data")
+    for i in (0, 2, 1):
+        assert run(package, np.array([i]))[0].tolist() == [[4 * i, 4 * i + 2]]
+    assert len(reads) == 1
 
 
 def test_compressed_weights_are_rounded_to_their_declared_type(tmp_path):

@@ -73,13 +73,8 @@ MASKS = dict.fromkeys(("stride", "begin_mask", "end_mask", "squeeze_mask"))
 
 def _is_seen(buffer: np.ndarray, reader: np.ndarray, frame: Frame) -> bool:
     """Whether a value other than `reader` still shows what is in `buffer`."""
-    return any(
-        isinstance(value, np.ndarray)
-        and value is not reader
-        and value.base is not None
-        and np.may_share_memory(value, buffer)
-        for value in frame.values
-    )
+    alive = [value for value in frame.values if value is not None and value is not reader]
+    return any(isinstance(v, np.ndarray) and np.may_share_memory(v, buffer) for v in alive)
 
 
 def updated_state(block: Block, index: int) -> str | None:
