@@ -1,6 +1,7 @@
 """Functions that use each op of the table, with inputs: realistic ones and tricky ones.
 
 Inputs are exact in float16, so that what compares or rounds them gives the same at any precision.
+A table of all ops in one place, hence its length.
 """
 
 from collections.abc import Callable

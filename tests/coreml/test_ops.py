@@ -2,6 +2,7 @@
 
 import itertools
 
+import mlx.core as mx
 import pytest
 
 from macai.coreml.ops import OPS
@@ -43,3 +44,15 @@ def test_a_package_computes_what_mlx_does(op, tmp_path):
     fn, inputs = together(CASES[op])
     precisions = ("fp32",) if op in EXACT else ("fp32", "fp16")
     assert_same(fn, *inputs, path=tmp_path / "p.mlpackage", precisions=precisions)
+
+
+def test_any_and_all_of_floats_see_what_float16_would_lose(tmp_path):
+    x = mx.array([[0.0, 1e-9, 0.0], [0.0, 0.0, 0.0], [1e-9, 1e9, -1.0]])
+    fn = lambda x: (mx.any(x, axis=1), mx.all(x, axis=1))  # noqa: E731
+    assert_same(fn, x, path=tmp_path / "p.mlpackage")
+
+
+def test_a_row_of_logits_too_long_for_float16_sums_is_normalised(tmp_path):
+    fn = lambda x: mx.logsumexp(x, axis=-1)  # noqa: E731
+    path = tmp_path / "p.mlpackage"
+    assert_same(fn, mx.zeros((1, 70_000)), path=path, precisions=("fp16",))

@@ -40,6 +40,7 @@ def layer_norm(lowering: "Lowering", node: Node, x: Var, *affine: Var) -> Var:
 
 
 def _last_groups(node: Node) -> str | None:
+    """With `pytorch_compatible`."""
     return None if node.options["pytorch_compatible"] else "groups taken the MLX way"
 
 

@@ -50,6 +50,7 @@ class _Rotation:
 
 
 def _supported(node: Node) -> str | None:
+    """One offset for all rows, an even number of dimensions."""
     offset = node.operand("offset")
     if offset is not None and math.prod(offset.shape) != 1:
         return "an offset for each row"

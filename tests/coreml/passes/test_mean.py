@@ -40,3 +40,16 @@ def test_a_sum_over_its_count_is_a_mean(fn, tmp_path):
 def test_any_other_quotient_of_a_sum_stays(fn, tmp_path):
     assert "Mean" not in ops_of(lowered_graph(fn, X))
     assert_same(fn, X, path=tmp_path / "p.mlpackage")
+
+
+def test_the_variance_of_a_sample_is_not_that_of_all(tmp_path):
+    x = mx.random.normal((2, 1000), key=mx.random.key(0))
+    fn = lambda x: mx.var(x, axis=1, ddof=1)  # noqa: E731
+    ops = ops_of(lowered_graph(fn, x))
+    assert (ops.count("Mean"), ops.count("Reduce")) == (1, 1)
+    assert_same(fn, x, path=tmp_path / "p.mlpackage")
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_a_mean_in_half_precision_is_a_mean(dtype):
+    assert "Mean" in ops_of(lowered_graph(lambda x: mx.mean(x, axis=1), X.astype(dtype)))
