@@ -137,7 +137,12 @@ def _coreml_libraries() -> dict[str, str]:
         return {}
     names = ["libmodelpackage", "libmilstoragepython"]
     names += ["libcoremlpython"] if sys.platform == "darwin" else []
-    return {name: _try_extension(name, Path(spec.origin).parent) for name in names}
+    folder = Path(spec.origin).parent
+    # A library registers its types once in a process: one that is loaded cannot be tried again.
+    return {
+        name: "ok" if f"coremltools.{name}" in sys.modules else _try_extension(name, folder)
+        for name in names
+    }
 
 
 def _try_extension(name: str, folder: Path) -> str:

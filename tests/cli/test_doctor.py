@@ -3,6 +3,8 @@ import json
 import shutil
 import sys
 
+import coremltools  # noqa: F401  # before doctor loads its libraries by themselves: they load once
+import numpy as np
 import pytest
 
 import macai as package
@@ -146,3 +148,69 @@ def test_a_python_without_pip_cannot_download(report, monkeypatch, mac):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     problems = doctor._problems(report)
     assert [what for what, _, _ in problems] == ["the catalogue's models cannot be downloaded"]
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory):
+    """A package whose results Core ML has wrong, pow with base 2 five times, and a right one."""
+    from tests.mil.lint_build import built, half, mb
+
+    def body(x):
+        for _ in range(5):
+            x = mb.pow(x=np.float16(2), y=x)
+        return x
+
+    folder = tmp_path_factory.mktemp("doctor")
+    wrong = built(body, half(4))(folder / "wrong", folder)
+    right = built(lambda x: mb.mul(x=x, y=np.float16(2)), half(4))(folder / "right", folder)
+    return wrong, right
+
+
+@pytest.fixture
+def wrong(packages, capsys):
+    capsys.readouterr()  # what coremltools says as it converts
+    return packages[0]
+
+
+@pytest.fixture
+def right(packages, capsys):
+    capsys.readouterr()
+    return packages[1]
+
+
+def test_a_package_is_examined_and_an_error_in_it_exits_with_1(macai, wrong):
+    result = macai("doctor", wrong)
+    assert result.code == 1
+    lines = result.out.splitlines()
+    assert lines[0] == f"{wrong}: specification 9, main"
+    start = lines.index("error pow-of-two: pow with a constant base of 2")
+    assert lines[start + 1].startswith("  main, pow_0: 2^x0")
+    assert lines[start + 4] == "  and 2 more"
+    assert lines[start + 5].startswith("  why: Core ML computes")
+    assert lines[start + 6].startswith("  fix: Write exp(")
+    assert lines[-1].startswith("5 errors, ")
+
+
+def test_json_has_every_finding(macai, wrong):
+    result = macai("doctor", wrong, "--json")
+    assert (result.code, result.err, result.out.count("\n")) == (1, "", 1)
+    report = json.loads(result.out)
+    assert report["counts"]["error"] == 5
+    errors = [f for f in report["findings"] if f["severity"] == "error"]
+    assert {(f["rule"], f["function"]) for f in errors} == {("pow-of-two", "main")}
+    assert len(errors) == 5
+
+
+def test_notes_alone_exit_with_0(macai, right):
+    result = macai("doctor", right)
+    assert (result.code, result.err) == (0, "")
+    assert "note missing-metadata" in result.out
+
+
+def test_what_is_no_package_is_one_error(macai, tmp_path):
+    result = macai("doctor", tmp_path)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(f"error: {tmp_path}: neither macai.json nor Manifest.json in it")
+    assert "hint: give a .mlpackage folder" in result.err
+    missing = macai("doctor", tmp_path / "None.mlpackage")
+    assert missing.err.startswith(f"error: {tmp_path / 'None.mlpackage'}: is not there")

@@ -98,7 +98,8 @@ def link_in_package(subject: Subject) -> Iterator[Finding]:
     "unreadable-file",
     "warning",
     "A file that not everybody may read",
-    why="It is copied with its rights: another user, a web server or a signing step then fails.",
+    why="It is copied with its rights: another user, a web server or a signing step then fails. "
+    "coremltools 9.0 saves models and weights so.",
     fix="chmod -R u+rwX,go+rX",
 )
 def unreadable_file(subject: Subject) -> Iterator[Finding]:
