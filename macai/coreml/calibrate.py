@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +14,9 @@ Moments = dict[str, np.ndarray]
 
 def matrix_paths(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules whose weights can be compressed, by the path of the weight."""
-    found = {}
-    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+    found: dict[str, nn.Module] = {}
+    leaves: Any = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    for path, module in leaves:
         if type(module) in (nn.Linear, nn.Embedding):
             found[f"{path}.weight"] = module
     return found

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from macai.coreml.palettize import nearest, palettize
-from macai.coreml.rounding import best_grid, stored
+from macai.coreml.rounding import Grid, best_grid, stored
 from macai.coreml.stored import Blocks, Palette
 
 _LAZY = 64  # columns after which the rest of the weight is brought up to date
@@ -21,9 +21,9 @@ DAMPING = 0.01  # of the mean of H's diagonal, added to it
 def round_with_moments(
     weight: np.ndarray, moments: np.ndarray, *, bits: int, block: int, symmetric: bool
 ) -> Blocks:
-    """Return a weight in blocks, rounded with error feedback; a block's grid is chosen when its
+    """Return a weight in blocks, rounded with error feedback.
 
-    turn comes, for what the columns before it have made of it.
+    A block's grid is chosen when its turn comes, for what the columns before have made of it.
 
     Args:
         weight: float [rows, columns].
@@ -35,11 +35,9 @@ def round_with_moments(
     rows, columns = weight.shape
     importance = _importance(moments)
     codes = np.empty((columns, rows), np.float32)
-    scale = np.empty((rows, columns // block), np.float32)
-    zero = np.empty_like(scale)
+    grids: list[Grid] = []
 
     def column(place: int, left: np.ndarray) -> np.ndarray:
-        number = place // block
         if place % block == 0:
             grid = best_grid(
                 left[:block].T[:, None],
@@ -47,15 +45,13 @@ def round_with_moments(
                 symmetric=symmetric,
                 importance=importance[place : place + block],
             )
-            scale[:, number], zero[:, number] = grid.scale[:, 0], grid.zero[:, 0]
-            bounds[:] = grid.low, grid.high
-        s, z = scale[:, number], zero[:, number]
-        divided = np.divide(left[0], s, out=np.zeros_like(s), where=s != 0)
-        codes[place] = np.clip(np.rint(divided) + z, *bounds)
-        return s * (codes[place] - z)
+            grids.append(grid)
+        codes[place] = grids[-1].codes(left[0][:, None])[:, 0]
+        return grids[-1].values(codes[place][:, None])[:, 0]
 
-    bounds = [0, 0]
     _feed_back(weight, moments, column, block)
+    scale = np.concatenate([grid.scale for grid in grids], axis=1)
+    zero = np.concatenate([grid.zero for grid in grids], axis=1)
     return stored(codes.T, scale, zero, bits=bits, symmetric=symmetric)
 
 
@@ -96,9 +92,10 @@ def _feed_back(
     column: Callable[[int, np.ndarray], np.ndarray],
     block: int,
 ) -> None:
-    """Go through the columns; `column` gets a place and what is left of the lazy part from there,
+    """Go through the columns.
 
-    [columns left, rows], and returns what the first of them is rounded to.
+    `column` is given a place and the columns that are left of its part, [columns, rows], the one at
+    that place first; it returns what that one is rounded to.
     """
     factor = _factor(moments)
     left = np.ascontiguousarray(weight.T, dtype=np.float32)

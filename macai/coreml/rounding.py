@@ -3,6 +3,7 @@
 All arrays are [rows, columns] of a weight [out, in]; a block is `block` neighbours of one row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +111,7 @@ def _either(better: np.ndarray, one: Grid, other: Grid) -> Grid:
     return Grid(scale, np.where(better, one.zero, other.zero), one.low, one.high)
 
 
-def _grids(blocks: np.ndarray, bits: int, symmetric: bool):  # type: ignore[no-untyped-def]
+def _grids(blocks: np.ndarray, bits: int, symmetric: bool) -> Iterator[Grid]:
     levels = 2**bits
     if symmetric:
         largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
