@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 
-# Measured: 0.87, and 0.85 is wanted. Rounding differs between machines: this is below its interval.
+from macai.bench.json_calls import score_calls
+from macai.catalog import find_recipe
+from macai.cli.run import reply
+from macai.coreml.session import ReferenceRunner, Session, open_bundle
+from macai.data.rows import read_splits
+from macai.generate.batch import generate_batch
+from macai.generate.prompt import chat_prompt
+from macai.models.load import load_model
+from macai.recipe import load_recipe
+
+# 0.85 is wanted. Rounding differs between machines: this is below what runs here gave.
 EXACT_MATCH = 0.8
+PACKAGE_ROWS = 12
 
 
 @pytest.mark.slow
@@ -21,6 +32,21 @@ def test_the_quickstart_teaches_a_real_model_its_task(tmp_path: Path):
     assert report == json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["tuned"]["exact_match"]["value"] >= EXACT_MATCH
     assert report["base"]["exact_match"]["value"] < report["tuned"]["exact_match"]["low"]
-    tuned, fused = (report[name]["exact_match"]["value"] for name in ("tuned", "fused"))
-    assert abs(tuned - fused) <= 0.01
     assert len(report["answers"]) == 10
+    assert report["package"]["verify"]["passed"]
+
+    fused = load_model(out / "model")
+    rows = read_splits(load_recipe(find_recipe("intents")).data.path).test
+    prompts = [chat_prompt(fused, row.messages[:-1]) for row in rows]
+    replies = [r.text for r in generate_batch(fused, prompts, max_tokens=40)]
+    score = score_calls([row.messages[-1].content for row in rows], replies)
+    assert abs(score.exact_match.value - report["tuned"]["exact_match"]["value"]) <= 0.01
+
+    # Through the exported package: the same replies, so the same score.
+    manifest, package = open_bundle(out / "package")
+    session = Session(manifest, ReferenceRunner(package))
+    said = [
+        "".join(token.text for token in reply(session, fused, prompt, max_tokens=40))
+        for prompt in prompts[:PACKAGE_ROWS]
+    ]
+    assert sum(a == b for a, b in zip(said, replies, strict=False)) >= PACKAGE_ROWS - 1
