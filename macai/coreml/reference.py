@@ -51,7 +51,9 @@ def _first_line(entry: Entry) -> str:
 
 
 def _restriction(entry: Entry) -> str:
-    return _escaped(inspect.getdoc(entry.accepts) or "") if entry.accepts else ""
+    if entry.accepts is None:
+        return ""
+    return _escaped(inspect.getdoc(entry.accepts) or "some variants: the error says which not")
 
 
 def _summary(module: ModuleType) -> str:

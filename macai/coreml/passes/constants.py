@@ -26,9 +26,8 @@ def _dtype(node: Node) -> mx.Dtype:
 
 
 def _slice(node: Node, x: mx.array) -> mx.array:
-    sizes = zip(*node.arguments, x.shape, strict=True)
-    # An end below zero with a negative stride stands for "to the first one".
-    return x[tuple(slice(b, None if s < 0 and e < 0 else e, s) for b, e, s, _ in sizes)]
+    # An end of -size - 1, which a negative stride has for "to the first one", is so in Python too.
+    return x[tuple(slice(*bounds) for bounds in zip(*node.arguments, strict=True))]
 
 
 def _arange(node: Node) -> mx.array:
