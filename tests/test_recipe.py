@@ -241,6 +241,7 @@ def test_every_default_is_written_out():
         "alpha": 32.0,
         "dropout": 0.0,
         "targets": ["all-linear"],
+        "layers": 0,
     }
     assert "path" not in written["data"]
     assert math.isclose(written["optimizer"]["learning_rate"], 2e-4)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="export",
     help="Make a Core ML package of a model, proven against it.",
+    epilog="Example: macai export llm --model smollm2-135m --adapter runs/mine --out MyModel",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

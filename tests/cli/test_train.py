@@ -333,7 +333,7 @@ def test_another_run_is_not_resumed(macai, folder, whole_run, tmp_path, change, 
 
 def test_a_second_interrupt_stops_at_once_and_leaves_nothing_half_written(folder, data, tmp_path):
     out = tmp_path / "run"
-    write(data, *(row("word " * 200, f"on {n}") for n in range(64)))  # one step of seconds
+    write(data, *(row("word " * 200, f"on {n}") for n in range(200)))  # one step of seconds
     process = start(
         "--model", folder, "--data", data, "--out", out, "--set", "batch.tokens=1000000"
     )

@@ -144,7 +144,7 @@ def test_functions_share_their_weights(tmp_path):
     assert package.default_function == "one"
     for name, x in (("one", X[:1]), ("two", X)):
         got = package.functions[name].run({"x": as_numpy(x)}).outputs["output"]
-        assert relative_error(got, as_numpy(net(x))) < 2e-3
+        assert relative_error(got, as_numpy(net(x))) < 5e-3  # float16 sums of 16384
 
 
 def test_weights_are_stored_once(tmp_path):

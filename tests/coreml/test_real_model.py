@@ -52,12 +52,22 @@ def assert_meets_the_bars(report, positions):
     assert report["float16"]["overflows"] == 0
 
 
+def test_a_text_and_a_reply_agree(halves, smollm2):
+    ids = smollm2.tokenizer.encode(sample_text())[:64]
+    report = verify_package(smollm2, *open_bundle(halves), ids, tokens=8)
+    assert report["passed"], report["problems"]
+    assert report["functions"]["decode"]["kl"] < 1e-4
+    assert report["float16"]["overflows"] == 0
+
+
+@pytest.mark.long
 def test_500_positions_of_text_and_64_tokens_of_reply_agree(halves, smollm2):
     ids = smollm2.tokenizer.encode(sample_text())[:516]
     report = verify_package(smollm2, *open_bundle(halves), ids, tokens=64)
     assert_meets_the_bars(report, 500)
 
 
+@pytest.mark.long
 def test_the_four_bit_weights_of_the_gguf_are_carried_over(carried, halves, smollm2):
     manifest, package = open_bundle(carried)
     assert manifest.weights == "keep"
@@ -67,6 +77,7 @@ def test_the_four_bit_weights_of_the_gguf_are_carried_over(carried, halves, smol
     assert_meets_the_bars(report, 500)
 
 
+@pytest.mark.long
 def test_replies_are_those_of_transformers_up_to_near_ties(halves):
     """transformers computed in float32; where its two best are within 0.05 either may be said."""
     replies = json.loads((GOLDENS / "greedy_smollm2.json").read_text(encoding="utf-8"))["replies"]
