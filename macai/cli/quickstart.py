@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from macai.models.load import LoadedModel
 
 MAX_TOKENS = 40  # of a reply; the longest expected one has 35
-BASE_ROWS = 100
+BASE_ROWS = 50
 """Rows the untuned model is scored on: it gets none right, and each takes as long as a good one."""
-FUSED_ROWS = 40
+FUSED_ROWS = 20
 """Rows whose replies of the fused model are compared with the tuned one's: scoring all takes long,
 and one wrongly fused layer changes them all."""
 PACKAGE_ANSWERS = 3
-CONTEXT, PREFILL, POSITIONS = 512, 32, 32
+CONTEXT, PREFILL, POSITIONS = 512, 32, 24
 
 
 def quickstart(
@@ -35,7 +35,7 @@ def quickstart(
 ) -> None:
     """Tune SmolLM2-135M to turn spoken requests into JSON calls, and compare before with after.
 
-    It fetches the model (93 MB, once), scores it on 100 held-out requests, tunes it, scores it on
+    It fetches the model (93 MB, once), scores it on 50 held-out requests, tunes it, scores it on
     200, fuses the adapter, makes a Core ML package of it, compares that with the model, and lets it
     answer. Stopped half-way, it goes on from the last checkpoint the next time. An earlier
     quickstart in --out is replaced.
@@ -140,7 +140,7 @@ def _export(out: Path, name: str, reopened: "LoadedModel", rows: "list[Row]") ->
         context=CONTEXT,
         prefill=[PREFILL],
         positions=POSITIONS,
-        tokens=8,
+        tokens=4,
     )
     with atomic_directory(out / "package", force=True) as folder, reporting() as progress:
         manifest, reports = export_llm(export, folder, progress)
