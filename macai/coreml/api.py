@@ -83,7 +83,8 @@ def export(
     Args:
         fn: Takes the arrays of `inputs`, then those of `states`; returns the arrays called
             `outputs`, then the new states. A module is such a function.
-        inputs: An example array by input name; its shape and type become the input's.
+        inputs: An example array by input name; its shape and type become the input's. Core ML has
+            no booleans and no arrays of rank 0 there: they are int32, and [1].
         path: Where the package goes, *.mlpackage.
         outputs: The names of the outputs.
         states: An example array for each state, in the order in which `fn` takes and returns
