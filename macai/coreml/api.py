@@ -139,9 +139,10 @@ def export_functions(
     if not functions:
         raise UsageError("a package needs a function")
     stateful = any(f.states for f in functions.values())
-    if target != "iOS18" and (stateful or len(functions) > 1):
+    if target != "iOS18" and (stateful or list(functions) != ["main"]):
         raise UsageError(
-            f"states and several functions need iOS18, not {target}", hint="leave out the target"
+            f"states, and functions not called main, need iOS18, not {target}",
+            hint="leave out the target",
         )
     lowered = {name: _lowered(name, f, opset) for name, f in functions.items()}
     operations = {name: _operations(function) for name, function in lowered.items()}
@@ -173,7 +174,6 @@ def _lowered(name: str, function: ExportFunction, opset: Any) -> Any:
     return lower(
         graph,
         function.settings,
-        name=name,
         inputs=list(function.inputs),
         outputs=function.outputs,
         states={label: first + n for n, label in enumerate(function.states)},

@@ -1,6 +1,5 @@
 """A graph to one function of a MIL program, through coremltools' builder."""
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +57,6 @@ class Lowering:
 
     graph: Graph
     settings: Settings
-    scope: str
     keep32: frozenset[str] = frozenset()
     states: dict[str, Var] = field(default_factory=dict)  # by name of a value in a state's chain
     values: dict[str, Var] = field(default_factory=dict)
@@ -158,7 +156,6 @@ def lower(
     graph: Graph,
     settings: Settings,
     *,
-    name: str,
     inputs: Sequence[str],
     outputs: Sequence[str],
     states: Mapping[str, int] | None = None,
@@ -173,7 +170,6 @@ def lower(
     Args:
         graph: What is lowered. Its inputs are `inputs`, then the states; its outputs likewise.
         settings: Precision and forms.
-        name: What the function is called.
         inputs: A name for each input that is not a state.
         outputs: A name for each output that is not a state.
         states: State names, each with the place of its input among the graph's inputs; the states
@@ -189,7 +185,7 @@ def lower(
     check_supported(graph)
     placeholders = {}
     specs: dict[str, Any] = {}
-    lowering = Lowering(graph, settings, name, keep32)
+    lowering = Lowering(graph, settings, keep32)
     for label, value in zip(inputs, graph.inputs, strict=False):
         kind = lowering.mil_type(value)
         kind = "int32" if kind == "bool" else kind
@@ -198,7 +194,7 @@ def lower(
     for label, place in states.items():
         if not graph.inputs[place].is_float:
             raise ExportError(
-                f"{name}: state {label} is {graph.inputs[place].dtype}",
+                f"state {label} is {graph.inputs[place].dtype}",
                 hint="Core ML keeps float16 between calls: return it as an output, and take it in",
             )
         specs[label] = mb.StateTensorSpec(graph.inputs[place].shape, types.fp16)
@@ -294,10 +290,9 @@ def mil_name(path: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in path)
 
 
-# What coremltools' builder raises for operands it does not take.
-_REFUSALS = (
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError,
-)  # fmt: skip
+# What coremltools' builder raises for operands it does not take, and op functions for theirs.
+# Others are mistakes of ours, and keep their traceback.
+_REFUSALS = (NotImplementedError, TypeError, ValueError)
 
 
 def _lower_node(lowering: Lowering, node: Node) -> None:
@@ -380,8 +375,3 @@ def _output(lowering: Lowering, value: Value, label: str) -> Var:
     if not value.shape:
         return mb.expand_dims(x=var, axes=[0], name=label)
     return mb.identity(x=var, name=label)
-
-
-def primitive_counts(graph: Graph) -> Counter[str]:
-    """Return how many nodes of each op a graph has."""
-    return Counter(node.op for node in graph.nodes)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import shutil
 import tempfile
 import uuid
 import warnings
@@ -73,7 +72,8 @@ def save_package(
     for name, function in functions.items():
         program.add_function(name, function)
     program.default_function_name = default
-    program.export_as_multifunction = len(functions) > 1
+    # A lone function of another name than "main" has a place in a description of several only.
+    program.export_as_multifunction = list(functions) != ["main"]
     with (
         atomic_directory(path, force=force) as folder,
         tempfile.TemporaryDirectory(prefix="macai-", dir=path.absolute().parent) as scratch,
@@ -164,8 +164,3 @@ def package_hash(path: Path) -> str:
 def package_bytes(path: Path) -> int:
     """Return the size of a package on disk, bytes."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-def remove_package(path: Path) -> None:
-    """Delete a package folder."""
-    shutil.rmtree(path, ignore_errors=True)

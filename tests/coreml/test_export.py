@@ -134,6 +134,15 @@ def two_functions(net, path):
     return export(net, {}, path, functions=rows, force=True)
 
 
+def test_a_lone_function_may_have_any_name(tmp_path):
+    net = nn.Linear(3, 2)
+    export(net, {"x": X}, tmp_path / "p.mlpackage", functions={"one": {"x": X}})
+    package = open_package(tmp_path / "p.mlpackage")
+    assert list(package.functions) == [package.default_function] == ["one"]
+    got = package.functions["one"].run({"x": as_numpy(X)}).outputs["output"]
+    assert relative_error(got, as_numpy(net(X))) < 5e-3
+
+
 def test_functions_share_their_weights(tmp_path):
     net = Net(16384)
     one = export(net, {"x": X}, tmp_path / "one.mlpackage")
