@@ -1,4 +1,7 @@
-"""For every rule of the lint what triggers it, and what nearly does."""
+"""For every rule of the lint what triggers it, and what nearly does.
+
+Long because it is a table: two entries or more a rule.
+"""
 
 import json
 import os

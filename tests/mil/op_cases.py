@@ -1,4 +1,7 @@
-"""What each operation gives, worked out by hand or by Python's own arithmetic, never by numpy."""
+"""What each operation gives, worked out by hand or by Python's own arithmetic, never by numpy.
+
+Long because it is a table: an entry or more for each of the runtime's operations.
+"""
 
 import math
 from collections.abc import Callable

@@ -68,12 +68,12 @@ def worst_error(outputs, expected) -> float:
     return worst
 
 
-@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [(name, target) for name, case in CASES.items() for target in case.targets],
+)
 def test_fp32_packages_give_torchs_numbers(tmp_path, record_property, name, target):
     case = CASES[name]
-    if target not in case.targets:
-        pytest.skip("cannot be converted for this target")
     inputs, expected, package = convert(
         case, tmp_path / "p.mlpackage", target=target, precision="fp32"
     )

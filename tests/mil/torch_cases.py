@@ -1,4 +1,7 @@
-"""Modules that torch runs and Apple's converter turns into packages, to judge the judge by."""
+"""Modules that torch runs and Apple's converter turns into packages, to judge the judge by.
+
+Long because it is a table of modules, each by itself.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -243,8 +243,7 @@ def palette_then_scale(subject: Subject) -> Iterator[Finding]:
             for o in view.of("constexpr_blockwise_shift_scale")
             if view.made_by(view.argument(o, "data"), "constexpr_lut_to_dense")
         ]
-        if found:
-            yield Finding(f"{len(found)} weights", view.name, found[0].name)
+        yield from _counted(view, found)
 
 
 @rule(
@@ -262,8 +261,7 @@ def four_bit_palette(subject: Subject) -> Iterator[Finding]:
             for o in view.of("constexpr_lut_to_dense")
             if view.dtype(view.argument(o, "indices")) == "uint4"
         ]
-        if found:
-            yield Finding(f"{len(found)} weights", view.name, found[0].name)
+        yield from _counted(view, found)
 
 
 @rule(
@@ -281,5 +279,10 @@ def float_offset(subject: Subject) -> Iterator[Finding]:
             for o in view.of("constexpr_blockwise_shift_scale")
             if view.dtype(view.argument(o, "offset")).startswith("fp")
         ]
-        if found:
-            yield Finding(f"{len(found)} weights", view.name, found[0].name)
+        yield from _counted(view, found)
+
+
+def _counted(view: View, found: list[Operation]) -> Iterator[Finding]:
+    """One finding for all of them, at the first."""
+    if found:
+        yield Finding(f"{len(found)} weights", view.name, found[0].name)
