@@ -31,8 +31,11 @@ class LastLogits(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.model = model
+        # Its own mask is made by operations that the converter does not know.
+        hidden = torch.full((tokens, tokens), -1e4).triu(1)[None, None]
+        self.register_buffer("mask", hidden)
     def forward(self, ids):
-        return self.model(ids, use_cache=False).logits[:, -1:]
+        return self.model(ids, attention_mask=self.mask, use_cache=False).logits[:, -1:]
 
 with torch.no_grad():
     traced = torch.jit.trace(LastLogits(), torch.zeros((1, tokens), dtype=torch.long), strict=False)
