@@ -54,7 +54,8 @@ def llm(
         ),
     ] = "full",
     bits_per_weight: Annotated[
-        float | None, typer.Option(help="Mix schemes to this mean, by what each matrix needs.")
+        float | None,
+        typer.Option(min=1, max=16, help="Mix schemes to this mean, by what each matrix needs."),
     ] = None,
     calibrate: Annotated[
         Path | None, typer.Option(help="Text like what the model is for, to save bits by.")
@@ -87,7 +88,7 @@ def llm(
     text = None if calibrate is None else read_text(calibrate)
     with atomic_directory(out, force=force) as folder, reporting() as progress:
         source = {"model": model}
-        if len(adapters) == 1:
+        if len(adapters) == 1 and weights != "keep":  # else it is not in the plain functions
             source["adapter"] = next(iter(adapters))
         export = Export(
             path=locate_model(model, progress=progress),

@@ -72,9 +72,18 @@ def run(
         session, tokenized, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop=stop or []
     )
     if as_json:
-        print(json.dumps(measure(tokens, len(prompt_ids)), ensure_ascii=False))
+        print(json.dumps(measure(tokens, len(prompt_ids), _process_memory), ensure_ascii=False))
     else:
         stream_text(tokens)
+
+
+def _process_memory() -> int:
+    """The most memory this process had, bytes: numpy's is not MLX's."""
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def reply(

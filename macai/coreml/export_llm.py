@@ -8,6 +8,7 @@ from typing import Any
 from macai.coreml.bundle import WEIGHTS, write_bundle
 from macai.coreml.compress import Compression, Scheme
 from macai.coreml.fewer_bits import compress_model, cost, perplexity, replace_weights
+from macai.coreml.llm import check_lengths
 from macai.coreml.manifest import Manifest
 from macai.coreml.session import open_bundle
 from macai.coreml.verify import sample_text, verify_package
@@ -119,6 +120,7 @@ def reference(path: Path, adapter: Path | None) -> LoadedModel:
 
 
 def _check(export: Export) -> None:
+    check_lengths(export.context, export.prefill)
     if export.bits_per_weight is not None and export.weights != "full":
         raise UsageError("--bits-per-weight chooses the weights itself: leave out --weights")
     if export.saves_bits:

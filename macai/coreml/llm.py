@@ -112,6 +112,19 @@ def cache_shape(model: nn.Module) -> CacheShape:
     return CacheShape(layers=len(seen), kv_heads=kv_heads, head_dim=head_dim)
 
 
+def check_lengths(context: int, prefill: Sequence[int]) -> None:
+    """Raise UsageError for a context or a prefill that no package can have."""
+    if context % CONTEXT_MULTIPLE or context < CONTEXT_MULTIPLE:
+        raise UsageError(
+            f"a context of {context} is no multiple of {CONTEXT_MULTIPLE} above 0",
+            hint=f"for example {CONTEXT_MULTIPLE * max(round(context / CONTEXT_MULTIPLE), 1)}",
+        )
+    if bad := [n for n in prefill if not 1 < n <= context]:
+        raise UsageError(
+            f"a prefill of {bad[0]} tokens is not possible", hint=f"2 to the context, {context}"
+        )
+
+
 def llm_functions(
     model: nn.Module,
     *,
@@ -133,10 +146,7 @@ def llm_functions(
             matrices are called after it, while all else shares its names with the plain model.
         compress: How matrices are stored: see Settings.
     """
-    if context % CONTEXT_MULTIPLE or context < CONTEXT_MULTIPLE:
-        raise UsageError(f"a context of {context}", hint=f"a multiple of {CONTEXT_MULTIPLE}")
-    if bad := [n for n in prefill if not 1 < n <= context]:
-        raise UsageError(f"a prefill of {bad[0]} tokens", hint=f"2 to the context, {context}")
+    check_lengths(context, prefill)
     shape = cache_shape(model)
     dtype = mx.float16 if precision == "fp16" else mx.float32
     states = {name: shape.zeros(context, dtype) for name in (KEYS, VALUES)}

@@ -107,13 +107,16 @@ def read_manifest(folder: Path) -> Manifest:
     file = folder / FILE
     if not file.is_file():
         raise PackageError(
-            f"{folder}: no {FILE} in it", hint="give the folder that macai export llm wrote"
+            f"{folder}: {'no ' + FILE + ' in it' if folder.is_dir() else 'no such folder'}",
+            hint="give the folder that macai export llm wrote, with the package and more in it",
         )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         return _manifest(value)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        raise PackageError(f"{file}: not a manifest: {type(e).__name__}: {e}") from e
+        raise PackageError(
+            f"{file}: not a manifest: {type(e).__name__}: {e}", hint="export the bundle again"
+        ) from e
 
 
 def _manifest(value: Mapping[str, Any]) -> Manifest:

@@ -106,7 +106,13 @@ class Session:
         inputs = {"inputIds": padded, "position": np.array([len(self.ids)], np.int32)}
         if rows > 1:
             inputs["last"] = np.array([len(ids) - 1], np.int32)
-        self.last = self._runner.run(self._functions[name], inputs)
+        logits = self._runner.run(self._functions[name], inputs)
+        if not np.isfinite(logits).all():
+            raise PackageError(
+                f"{name} returned logits that are not finite",
+                hint="is the copy complete? macai doctor tells what is wrong with it",
+            )
+        self.last = logits
         self.ids += ids
         return self.last
 

@@ -48,6 +48,16 @@ def test_an_exported_package_says_what_the_tuned_model_says(macai, folder, adapt
     assert report["model"]["passed"]
 
 
+def test_doctor_takes_a_verified_bundle_for_one(macai, bundle):
+    def rules():
+        found = json.loads(macai("doctor", bundle, "--json").out)
+        return {f["rule"] for f in found["findings"]}
+
+    assert not rules() & {"bundle-verification", "duplicate-weights", "bundle-manifest"}
+    (bundle / "verify.json").write_text("{}")
+    assert "bundle-verification" in rules()
+
+
 def test_export_prints_the_package_and_how_well_it_agrees(macai, folder, tmp_path):
     out = tmp_path / "out"
     result = macai("export", "llm", "--model", folder, "--out", out, *SMALL)
@@ -99,7 +109,7 @@ def test_an_existing_output_is_refused_before_anything_is_opened(macai, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--context", 100), "a context of 100"),
+        (("--context", 100), "a context of 100 is no multiple of 32"),
         (("--prefill", 1), "a prefill of 1 tokens"),
         (("--precision", "int8"), "unknown precision 'int8'"),
         (("--weights", "int3"), "unknown weight compression 'int3'"),

@@ -107,6 +107,14 @@ def test_of_a_prompt_that_is_all_known_the_last_token_is_fed_again():
     assert talk.keep_prefix([1, 2, 3]) == 2
 
 
+def test_logits_that_are_no_numbers_are_an_error_not_a_reply():
+    talk, runner = session(8)
+    runner.run = lambda function, inputs: np.array([1, np.nan], np.float32)
+    with pytest.raises(PackageError, match="not finite"):
+        talk.feed([1])
+    assert talk.ids == []
+
+
 def test_reset_forgets_the_ids_and_the_state():
     talk, runner = session(8)
     talk.feed([1, 2, 3])

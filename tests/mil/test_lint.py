@@ -24,7 +24,7 @@ def bundle(tiny_dir, tmp_path_factory):
     loaded = load_model(tiny_dir, as_stored=True)
     write_bundle(loaded, folder, name="Tiny", source={"model": "tiny"}, context=64, prefill=(8,))
     (folder / "LICENSE").write_text("MIT\n")
-    (folder / "verify.json").write_text(json.dumps({"passed": True}))
+    (folder / "verify.json").write_text(json.dumps({"model": {"passed": True}}))
     return folder
 
 

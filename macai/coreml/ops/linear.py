@@ -21,8 +21,16 @@ def matmul(lowering: "Lowering", node: Node, x: Var, y: Var) -> Var:
 @lowers("Linear")
 def linear(lowering: "Lowering", node: Node, x: Var, weight: Var, bias: Var | None = None) -> Var:
     """[..., in] and [out, in] -> [..., out]: made of Matmul by passes/linear.py."""
-    return (
-        mb.linear(x=x, weight=weight) if bias is None else mb.linear(x=x, weight=weight, bias=bias)
+    if bias is None:
+        bias = no_bias(lowering, node)
+    return mb.linear(x=x, weight=weight, bias=bias)
+
+
+def no_bias(lowering: "Lowering", node: Node) -> Var:
+    """Return zeros [out], stored once: the builder would make new ones for each product."""
+    out, kind = node.outputs[0].shape[-1], lowering.mil_type(node.outputs[0])
+    return lowering.once(
+        ("no bias", out, kind), lambda: lowering.const(np.zeros(out), kind, name=f"no_bias.{out}")
     )
 
 

@@ -12,6 +12,7 @@ from coremltools.converters.mil import Builder as mb
 from macai.coreml.carried import AFFINE_BITS, FLOAT_MODES, affine, microscaled
 from macai.coreml.constexpr import expanded
 from macai.coreml.graph import Node, Value
+from macai.coreml.ops.linear import no_bias
 from macai.coreml.ops.table import Var, lowers
 from macai.coreml.stored import Stored
 
@@ -45,7 +46,7 @@ def quantized_matmul(lowering: "Lowering", node: Node, x: Var) -> Var:
     """[..., in] and a weight [out, in], or [in, out] if it is not transposed -> [..., out]."""
     weight = _weight(lowering, node)
     if node.arguments[3]:
-        return mb.linear(x=x, weight=weight)
+        return mb.linear(x=x, weight=weight, bias=no_bias(lowering, node))
     return mb.matmul(x=x, y=weight)
 
 

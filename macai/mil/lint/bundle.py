@@ -243,8 +243,12 @@ def _vocabulary_ids(tokenizer: dict[str, Any]) -> list[int]:
     fix="macai verify PACKAGE --against MODEL",
 )
 def bundle_verification(subject: Subject) -> Iterator[Finding]:
-    if subject.bundle and (subject.bundle.folder / "verify.json").exists():
-        if subject.bundle.json("verify.json").get("passed") is not True:
-            yield Finding("verify.json says that it did not pass")
-    elif subject.bundle:
-        yield Finding("there is no verify.json")
+    if subject.bundle is None:
+        return
+    there = (subject.bundle.folder / "verify.json").exists()
+    reports = subject.bundle.json("verify.json") if there else {}
+    if not reports:
+        yield Finding("verify.json holds no comparison" if there else "there is no verify.json")
+    for name, report in reports.items():
+        if not isinstance(report, dict) or report.get("passed") is not True:
+            yield Finding(f"verify.json says that {name} did not pass")
