@@ -55,7 +55,7 @@ def llm(
     ] = "full",
     bits_per_weight: Annotated[
         float | None,
-        typer.Option(min=1, max=16, help="Mix schemes to this mean, by what each matrix needs."),
+        typer.Option(min=1, max=16, help="Mix schemes to this mean, by what each needs."),
     ] = None,
     calibrate: Annotated[
         Path | None, typer.Option(help="Text like what the model is for, to save bits by.")

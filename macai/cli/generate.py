@@ -97,7 +97,7 @@ def stream_text(tokens: "Generator[Token, None, None]") -> None:
 def measure(
     tokens: "Iterator[Token]", prompt_tokens: int, peak_memory: Callable[[], int] | None = None
 ) -> dict[str, Any]:
-    """Return a reply with its speed, as `--json` prints it; memory is MLX's if nothing else is asked."""
+    """Return a reply with its speed, as `--json` prints it; the memory is MLX's if not given."""
     import mlx.core as mx
 
     mx.reset_peak_memory()

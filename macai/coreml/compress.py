@@ -45,7 +45,7 @@ class Scheme:
         if found is None or found[2] == "0":
             raise UsageError(
                 f"unknown weight compression '{name}'",
-                hint="full, keep, int8, int4-32, uint4-64, palette4 (one table) or palette4-16 (of 16 rows)",
+                hint="full, keep, int8, int4-32, uint4-64, palette4 or palette4-16 (16 rows each)",
             )
         form, part = found[1], int(found[2]) if found[2] else None
         if form.startswith("palette"):

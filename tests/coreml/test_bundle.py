@@ -113,8 +113,9 @@ def test_verification_notices_one_wrong_weight_block(bundle, tiny, tmp_path):
     shutil.copytree(bundle, tmp_path / "broken")
     weights = tmp_path / "broken/Tiny.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     data = bytearray(weights.read_bytes())
-    middle = len(data) // 2 // 64 * 64
-    data[middle : middle + 4096] = np.full(2048, 1, np.float16).tobytes()
+    weight = np.array(tiny.model.layers[0].mlp.up_proj.weight.astype(mx.float16)).tobytes()
+    place = data.index(weight)
+    data[place : place + 4096] = np.full(2048, 1, np.float16).tobytes()
     weights.write_bytes(data)
     report = verify_package(tiny, *open_bundle(tmp_path / "broken"), IDS, tokens=8)
     assert not report["passed"]

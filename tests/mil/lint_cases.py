@@ -459,9 +459,8 @@ def _flipped(copy):
 
 
 def _failed(copy):
-    (copy / "verify.json").write_text(
-        json.dumps({"model": {"passed": True}, "b": {"passed": False}})
-    )
+    reports = {"model": {"passed": True}, "b": {"passed": False}}
+    (copy / "verify.json").write_text(json.dumps(reports))
 
 
 BUNDLES = {
