@@ -1,4 +1,4 @@
-"""CLIP's text encoders (Radford et al., arXiv:2103.00020): OpenAI's ViT-L and OpenCLIP's H and bigG.
+"""CLIP's text encoders (arXiv:2103.00020): OpenAI's ViT-L, and H and bigG of OpenCLIP.
 
 Parameters have the names of transformers' CLIPTextModel in the files people have, which begin with
 "text_model."; see `canonical_names`. There is no tokenizer here.
@@ -174,7 +174,7 @@ class CLIPTextTransformer(nn.Module):
     def __call__(self, input_ids: mx.array) -> CLIPTextOutput:
         """int32 [B, L] -> CLIPTextOutput without text_embeds."""
         L = input_ids.shape[1]
-        if L > self._longest:
+        if self._longest < L:
             raise ValueError(f"{L} tokens, and the model has positions for {self._longest}")
         embedded = self.embeddings(input_ids)
         states = self.encoder(embedded, causal_mask(L, embedded.dtype))
