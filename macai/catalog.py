@@ -27,6 +27,9 @@ _MANIFEST = "macai_source.json"
 # Owner and name; neither ./here nor a file that is not there.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.gguf)(?<!\.safetensors)(?<!\.bin)", re.ASCII)
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt", "*.tiktoken"]
+# Of a repository with a pipeline: its parts, each in a folder; single files beside them are not.
+_DIFFUSION_FILES = ["*.json", "*/*.json", "*/*.txt"]
+_DIFFUSION_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +152,45 @@ def locate_model(name: str, *, progress: Progress, dtype: Dtype = "keep") -> Pat
     if model := MODELS.get(name):
         return _locate_catalogued(model, dtype, progress)
     if _HUB_ID.fullmatch(name):
-        return _locate_on_hub(name)
+        return _check_folder(_snapshot(name, _HUB_FILES))
     known = f"known: {', '.join(MODELS)}; or give a folder, a .gguf file or a hub id (owner/name)"
     raise ModelError(
         f"'{name}' is neither a known model nor a path on this disk",
         hint=_did_you_mean(name, MODELS) or known,
     )
+
+
+def locate_pipeline(name: str, *, variant: str | None = None) -> Path:
+    """Return the folder or the file of an image model.
+
+    Args:
+        name: A folder in diffusers' layout or a checkpoint file on this disk, or a hub id.
+        variant: Of the weights to download: "fp16" fetches half the bytes, where a model has it.
+
+    Raises:
+        ModelError: No such model.
+        FetchError: It could not be downloaded.
+    """
+    path = Path(name).expanduser()
+    if name.strip() and path.exists():
+        if path.is_file() and path.suffix not in _DIFFUSION_SUFFIXES:
+            raise ModelError(
+                f"{path}: not a checkpoint by its name",
+                hint=f"known endings: {', '.join(_DIFFUSION_SUFFIXES)}",
+            )
+        return path
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"'{name}' is not a path on this disk",
+            hint="give a folder with model_index.json, a .safetensors or .ckpt file, or a hub id "
+            "(owner/name)",
+        )
+    if variant:
+        weights, left_out = [f"*/*.{variant}*.safetensors"], ["safety_checker/*"]
+    else:
+        weights = ["*/*model.safetensors", "*/*-of-*.safetensors"]
+        left_out = ["safety_checker/*", "*.fp16*", "*.non_ema*"]
+    return _snapshot(name, [*_DIFFUSION_FILES, *weights], left_out)
 
 
 def cached_models() -> list[Path]:
@@ -296,14 +332,16 @@ def _check_folder(folder: Path) -> Path:
     return folder
 
 
-def _locate_on_hub(name: str) -> Path:
+def _snapshot(name: str, files: list[str], left_out: list[str] | None = None) -> Path:
+    """Return the folder of those files of a hub repository, downloaded if need be."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        return _check_folder(
-            Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=files, ignore_patterns=left_out
         )
+        return Path(folder)
     except errors.GatedRepoError as e:
         raise FetchError(
             f"{name}: its owner asks you to accept terms first",

@@ -355,7 +355,7 @@ def hub(monkeypatch, tmp_path):
     import huggingface_hub
 
     def install(outcome):
-        def download(name, *, allow_patterns):
+        def download(name, *, allow_patterns, ignore_patterns):
             if isinstance(outcome, BaseException):
                 raise outcome
             return str(outcome)
