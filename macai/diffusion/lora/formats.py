@@ -1,0 +1,226 @@
+"""A LoRA file of any program, read for one model.
+
+The layer a tensor is for and what it is of that layer are decided apart: `names` finds the layer,
+`parts` reads the end of the name. So any mixture of spellings is read, such as diffusers writes.
+"""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from macai.diffusion.lora import version
+from macai.diffusion.lora.alphas import Alphas, read_alphas
+from macai.diffusion.lora.names import Layer, Layers, NameTable, Shape
+from macai.diffusion.lora.parts import BrokenLayerError, make_update, sort_tensors
+from macai.diffusion.lora.updates import Update, fits
+from macai.errors import AdapterError
+from macai.models.arrays import load_arrays, scalar
+
+WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """What of a file has no place in the model: a layer's or tensor's name, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFile:
+    """A LoRA as a model can take it.
+
+    Attributes:
+        modules: Of each component, the updates by path; every one fits its weight.
+        metadata: The file's.
+        format: "kohya", "kohya-sgm", "diffusers", "diffusers-old" or "peft": how it names layers.
+        unmatched: What has no place in the model.
+        name: Of the file, for messages.
+    """
+
+    modules: dict[str, dict[str, Update]]
+    metadata: dict[str, str]
+    format: str
+    unmatched: tuple[Unmatched, ...] = ()
+    name: str = ""
+
+    @property
+    def matched(self) -> dict[str, int]:
+        """The number of layers by component."""
+        return {component: len(updates) for component, updates in self.modules.items()}
+
+    def summary(self) -> str:
+        """Say in one line how many layers have an update, and why others do not."""
+        matched = ", ".join(f"{n} of {c}" for c, n in self.matched.items())
+        text = f"{self.name}: {self.format}, {matched} matched"
+        if not self.unmatched:
+            return text
+        return f"{text}; {len(self.unmatched)} not: {_reasons(self.unmatched)}"
+
+
+def read_lora(path: Path, layers: Layers) -> LoraFile:
+    """Read a LoRA for a model with `layers` (`macai.diffusion.lora.layers.layers_of`).
+
+    Args:
+        path: A safetensors file of diffusers, PEFT, kohya's scripts, LyCORIS or ComfyUI; or a
+            folder with diffusers' or PEFT's.
+        layers: The shapes of the model's weights.
+
+    Raises:
+        AdapterError: it cannot be read, is broken, was made for another version of Stable
+            Diffusion, or nothing in it has a place in the model.
+    """
+    file = _weights_file(path)
+    arrays, metadata = _load(file)
+    try:
+        tensors, others = sort_tensors(arrays)
+    except BrokenLayerError as e:
+        raise AdapterError(f"{file}: {e}") from e
+    unmatched = [Unmatched(name, "not a LoRA's tensor") for name in others]
+    for name in [n for n, parts in tensors.items() if set(parts) == {"diff_b"}]:
+        unmatched.append(Unmatched(name, "a bias without its weight"))
+        del tensors[name]
+    table, alphas = NameTable(layers), read_alphas(file, metadata)
+    found = {name: table.find(name) for name in tensors}
+    updates = _updates(file, arrays, tensors, found, alphas)
+    _require_version(file, {n: u.factors.shape for n, u in updates.items()}, layers)
+    modules: dict[str, dict[str, Update]] = {}
+    placed: dict[Layer, str] = {}
+    for name, update in updates.items():
+        layer = found[name]
+        if isinstance(layer, Layer) and not fits(update, layers[layer.component][layer.path]):
+            layer = _misfit(update, layers[layer.component][layer.path])
+        if isinstance(layer, str):
+            unmatched.append(Unmatched(name, layer))
+            continue
+        if other := placed.get(layer):
+            raise AdapterError(f"{file}: {name} and {other} are the same layer of the model")
+        placed[layer] = name
+        modules.setdefault(layer.component, {})[layer.path] = update
+    if not modules:
+        raise _nothing_matched(file, unmatched)
+    _require_finite(file, {n: updates[n] for n in placed.values()})
+    style = _format([n for parts in tensors.values() for n in parts.values()])
+    return LoraFile(
+        modules=modules,
+        metadata=metadata,
+        format=style,
+        unmatched=tuple(unmatched),
+        name=file.name,
+    )
+
+
+def _weights_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if len(files) == 1:
+        return files[0]
+    raise AdapterError(
+        f"{path}: it holds {'both' if files else 'none'} of {' and '.join(WEIGHT_FILES)}",
+        hint="name the file",
+    )
+
+
+def _load(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    if not file.is_file():
+        raise AdapterError(f"{file}: no such file")
+    if file.suffix != ".safetensors":
+        raise AdapterError(
+            f"{file}: not a .safetensors file", hint="LoRAs in pickle files are not read"
+        )
+    try:
+        arrays, metadata = load_arrays(file)
+    except RuntimeError as e:
+        raise AdapterError(f"{file}: cannot be read: {e}", hint="is the copy complete?") from e
+    if not arrays:
+        raise AdapterError(f"{file}: holds no tensors")
+    return arrays, metadata
+
+
+def _updates(
+    file: Path,
+    arrays: dict[str, mx.array],
+    tensors: dict[str, dict[str, str]],
+    found: dict[str, Layer | str],
+    alphas: Alphas,
+) -> dict[str, Update]:
+    """Return the updates by the layers' names in the file, of unknown layers as well."""
+    updates, broken = {}, []
+    for name, parts in tensors.items():
+        own = {part: arrays[tensor] for part, tensor in parts.items()}
+        try:
+            update = make_update(own)
+        except BrokenLayerError as e:
+            broken.append(f"{name}: {e}")
+            continue
+        layer = found[name]
+        if "alpha" not in own and isinstance(layer, Layer):
+            alpha = alphas.of(layer, update.factors.rank)
+            update = dataclasses.replace(update, alpha=alpha)
+        updates[name] = update
+    if broken:
+        shown = "; ".join(broken[:_SHOWN])
+        more = f" ({len(broken)} such layers)" if len(broken) > _SHOWN else ""
+        raise AdapterError(f"{file}: {shown}{more}", hint="is the copy complete?")
+    return updates
+
+
+def _require_version(file: Path, shapes: dict[str, Shape], layers: Layers) -> None:
+    own, model = version.file_width(shapes), version.model_width(layers)
+    if own is not None and model is not None and own != model:
+        raise AdapterError(
+            f"{file}: made for {version.name_of(own)}, and the model is {version.name_of(model)}",
+            hint=f"its cross-attention is {own} wide, the model's {model}: they never fit",
+        )
+
+
+def _misfit(update: Update, shape: Shape) -> str:
+    own = list(update.factors.shape)
+    if own == list(shape) and update.magnitude is not None:
+        return f"its DoRA vector has {update.magnitude.vector.size} numbers"
+    return f"for a weight of {own}, the model's is {list(shape)}"
+
+
+def _nothing_matched(file: Path, unmatched: list[Unmatched]) -> AdapterError:
+    hint = f"the first is called {unmatched[0].name}"
+    if version.is_for_transformer(u.name for u in unmatched):
+        hint = "it looks like one for a model without U-Net (Flux, SD3)"
+    return AdapterError(
+        f"{file}: 0 of {len(unmatched)} layers have a place in the model: {_reasons(unmatched)}",
+        hint=hint,
+    )
+
+
+def _reasons(unmatched: list[Unmatched] | tuple[Unmatched, ...]) -> str:
+    counts = Counter(u.reason for u in unmatched).most_common()
+    shown = "; ".join(f"{reason} ({n})" for reason, n in counts[:_SHOWN])
+    return shown + ("; ..." if len(counts) > _SHOWN else "")
+
+
+def _require_finite(file: Path, updates: dict[str, Update]) -> None:
+    finite = {n: mx.stack([mx.isfinite(a).all() for a in u.arrays]) for n, u in updates.items()}
+    mx.eval(finite)
+    if wrong := [n for n, f in finite.items() if not scalar(f.all())]:
+        raise AdapterError(
+            f"{file}: {wrong[0]} has numbers that are not finite ({len(wrong)} such)"
+        )
+
+
+def _format(names: list[str]) -> str:
+    """Return how most of the names are written."""
+    return Counter(map(_style, names)).most_common(1)[0][0]
+
+
+def _style(name: str) -> str:
+    if name.startswith(("lora_unet_", "lora_te")):
+        sgm = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
+        return "kohya-sgm" if name.startswith(sgm) else "kohya"
+    if "_lora.down." in name or "_lora.up." in name:
+        return "diffusers-old"
+    return "peft" if ".lora_A" in name or ".lora_B" in name else "diffusers"
