@@ -5,12 +5,12 @@ is the same. Parameters have the same names on both sides.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+
+from macai.models.arrays import named_arrays
 
 # What diffusers called the VAE's attention layers before its version 0.17.
 _LEGACY_ATTENTION = {
@@ -32,7 +32,7 @@ def to_mlx(weights: Mapping[str, mx.array | np.ndarray], model: nn.Module) -> di
         weights: By diffusers' names; arrays of MLX stay lazy.
         model: A model of this package, not quantised.
     """
-    parameters: dict[str, Any] = dict(tree_flatten(model.parameters()))
+    parameters = named_arrays(model.parameters())
     return {
         name: _as_parameter(array, parameters.get(name))
         for name, array in ((_current_name(n, parameters), a) for n, a in weights.items())
@@ -44,7 +44,7 @@ def to_torch(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     return {n: a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for n, a in weights.items()}
 
 
-def _current_name(name: str, parameters: Mapping[str, Any]) -> str:
+def _current_name(name: str, parameters: Mapping[str, mx.array]) -> str:
     if name in parameters:
         return name
     module, _, kind = name.rpartition(".")
