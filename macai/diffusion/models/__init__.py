@@ -17,6 +17,8 @@ from macai.diffusion.models.clip_text import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
 )
+from macai.diffusion.models.controlnet import ControlNetConfig, ControlNetModel
+from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from macai.errors import ModelError
 
 _MODELS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
@@ -26,6 +28,8 @@ _MODELS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "CLIPTextModelWithProjection": lambda c: CLIPTextModelWithProjection(
         CLIPTextConfig.from_dict(c)
     ),
+    "ControlNetModel": lambda c: ControlNetModel(ControlNetConfig.from_dict(c)),
+    "UNet2DConditionModel": lambda c: UNet2DConditionModel(UNet2DConditionConfig.from_dict(c)),
 }
 
 
