@@ -50,7 +50,8 @@ def attach(components: Components, lora: LoraFile, *, name: str, strength: float
     """Put a LoRA beside the weights of its layers, in place; the models are frozen.
 
     Args:
-        components: The models that `lora` was read for, by their names in a pipeline.
+        components: Models that `lora` was read for, by their names in a pipeline; those that are
+            loaded later get theirs in another call.
         lora: What `read_lora` returned.
         name: What `set_strengths` and `detach` call it.
         strength: What the LoRA is scaled with, apart from its own alpha; 0 switches it off.
@@ -60,12 +61,12 @@ def attach(components: Components, lora: LoraFile, *, name: str, strength: float
     """
     if name in adapters(components):
         raise UsageError(f"there is a LoRA called {name!r} already", hint="give it another name")
-    for component, updates in lora.modules.items():
-        model = components[component]
-        layers = adaptable(model)
+    for component, model in components.items():
+        updates, layers = lora.modules.get(component, {}), adaptable(model)
         put(model, {p: _with_branch(layers[p], name, u) for p, u in updates.items()})
         model.freeze()
-    set_strengths(components, {name: strength})
+    if name in adapters(components):
+        set_strengths(components, {name: strength})
 
 
 def set_strengths(components: Components, strengths: Mapping[str, float]) -> None:
@@ -112,7 +113,7 @@ def fuse(
     """Add LoRAs to the weights, in place: W + the sum of strength * delta, computed in float32.
 
     Args:
-        components: The models that all of `loras` were read for.
+        components: Models that all of `loras` were read for, by their names in a pipeline.
         loras: Each with its strength. A DoRA's norms are those of W and itself alone.
         quantised: What to do where W is quantised: put the LoRAs beside it, under their files'
             names, or quantise the sum again, which rounds part of them away (`Fused.loss`).

@@ -12,9 +12,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from macai.diffusion.lora import version
-from macai.diffusion.lora.alphas import Alphas, read_alphas
 from macai.diffusion.lora.names import Layer, Layers, NameTable, Shape
 from macai.diffusion.lora.parts import BrokenLayerError, make_update, sort_tensors
+from macai.diffusion.lora.peft_config import Scales, read_scales
 from macai.diffusion.lora.updates import Update, fits
 from macai.errors import AdapterError
 from macai.models.arrays import load_arrays, scalar
@@ -85,9 +85,9 @@ def read_lora(path: Path, layers: Layers) -> LoraFile:
     for name in [n for n, parts in tensors.items() if set(parts) == {"diff_b"}]:
         unmatched.append(Unmatched(name, "a bias without its weight"))
         del tensors[name]
-    table, alphas = NameTable(layers), read_alphas(file, metadata)
+    table, scales = NameTable(layers), read_scales(file, metadata)
     found = {name: table.find(name) for name in tensors}
-    updates = _updates(file, arrays, tensors, found, alphas)
+    updates = _updates(file, arrays, tensors, found, scales)
     _require_version(file, {n: u.factors.shape for n, u in updates.items()}, layers)
     modules: dict[str, dict[str, Update]] = {}
     placed: dict[Layer, str] = {}
@@ -148,7 +148,7 @@ def _updates(
     arrays: dict[str, mx.array],
     tensors: dict[str, dict[str, str]],
     found: dict[str, Layer | str],
-    alphas: Alphas,
+    scales: Scales,
 ) -> dict[str, Update]:
     """Return the updates by the layers' names in the file, of unknown layers as well."""
     updates, broken = {}, []
@@ -161,8 +161,8 @@ def _updates(
             continue
         layer = found[name]
         if "alpha" not in own and isinstance(layer, Layer):
-            alpha = alphas.of(layer, update.factors.rank)
-            update = dataclasses.replace(update, alpha=alpha)
+            scale = scales.of(layer, update.factors.rank)
+            update = dataclasses.replace(update, scale=scale)
         updates[name] = update
     if broken:
         shown = "; ".join(broken[:_SHOWN])

@@ -20,7 +20,7 @@ class LowRankBranch(nn.Module):
 
     Attributes:
         name: The adapter's, the same on all its layers.
-        alpha: The sum is scaled by alpha / rank.
+        scale: alpha / rank.
         lora_A: [rank, in], of a convolution [rank, height, width, in].
         lora_B: [out, rank].
         lora_mid: [rank, height, width, rank] in LoCon's Tucker form, where lora_A is [rank, in].
@@ -32,14 +32,14 @@ class LowRankBranch(nn.Module):
         lora_A: mx.array,  # noqa: N803  # PEFT's names
         lora_B: mx.array,  # noqa: N803
         *,
-        alpha: float,
+        scale: float,
         lora_mid: mx.array | None = None,
         bias: mx.array | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.name = name
-        self.alpha = alpha
+        self.scale = scale
         self.lora_A, self.lora_B = lora_A, lora_B
         if lora_mid is not None:
             self.lora_mid = lora_mid
@@ -47,10 +47,6 @@ class LowRankBranch(nn.Module):
             self._bias = bias
         self.dropout = nn.Dropout(dropout)
         self._strength = mx.array(1.0)
-
-    @property
-    def rank(self) -> int:
-        return self.lora_B.shape[1]
 
     def __call__(self, x: mx.array, base: nn.Module) -> mx.array:
         """Return what is added to base(x), in the type of `x`."""
@@ -63,7 +59,7 @@ class LowRankBranch(nn.Module):
         if "lora_mid" in self:
             low = _convolve(low, self.lora_mid.astype(x.dtype), base)
         # The factor goes to the smaller matrix, where it is multiplied in float32.
-        factor = self._strength * (self.alpha / self.rank)
+        factor = self._strength * self.scale
         out = low @ (factor * self.lora_B.astype(mx.float32)).astype(x.dtype).T
         if "_bias" in self:
             out = out + (self._strength * self._bias).astype(x.dtype)
@@ -76,7 +72,7 @@ class LowRankBranch(nn.Module):
             up = up[:, :, None, None]
             down = down[:, :, None, None] if down.ndim == 2 else _to_torch(down)
         factors = LowRank(down=down, up=up, mid=None if mid is None else _to_torch(mid))
-        return Update(factors=factors, alpha=self.alpha, bias=self.get("_bias"))
+        return Update(factors=factors, scale=self.scale, bias=self.get("_bias"))
 
 
 class DeltaBranch(nn.Module):
@@ -174,7 +170,7 @@ def new_branch(name: str, update: Update, base: nn.Module) -> Branch:
         name,
         down,
         up,
-        alpha=factors.rank if update.alpha is None else update.alpha,
+        scale=update.scale,
         lora_mid=None if mid is None else _to_mlx(mid),
         bias=update.bias,
     )

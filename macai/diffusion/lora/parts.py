@@ -63,7 +63,8 @@ def make_update(parts: Mapping[str, mx.array]) -> Update:
     """Put the tensors of one layer together.
 
     Args:
-        parts: By what they are, as `sort_tensors` says. Without "alpha" the scale is 1.
+        parts: By what they are, as `sort_tensors` says. Without "alpha" the scale is 1, as it is
+            for factors without a rank.
 
     Raises:
         BrokenLayerError: a part is missing, too many, or of the wrong shape or type.
@@ -78,13 +79,19 @@ def make_update(parts: Mapping[str, mx.array]) -> Update:
     _require_shapes(factors)
     if bias is not None and bias.shape != factors.shape[:1]:
         raise BrokenLayerError(f"diff_b is {list(bias.shape)}")
-    if alpha is not None and alpha.size != 1:
+    scale = _scale(alpha, factors.rank)
+    return Update(factors=factors, scale=scale, magnitude=magnitude, bias=bias)
+
+
+def _scale(alpha: mx.array | None, rank: int | None) -> float:
+    if alpha is None or rank is None:
+        return 1.0
+    if alpha.size != 1:
         raise BrokenLayerError(f"alpha is {list(alpha.shape)}, not one number")
-    # kohya's scripts take an alpha of 0 as they take none: as the rank.
-    number = scalar(alpha.astype(mx.float32)) or None if alpha is not None else None
-    if number is not None and not math.isfinite(number):
+    number = scalar(alpha.astype(mx.float32))
+    if not math.isfinite(number):
         raise BrokenLayerError(f"alpha is {number}")
-    return Update(factors=factors, alpha=number, magnitude=magnitude, bias=bias)
+    return number / rank if number else 1.0  # kohya's scripts take 0 as they take none
 
 
 def _factors(rest: dict[str, mx.array]) -> Factors:

@@ -8,7 +8,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from macai.diffusion.lora.alphas import METADATA_KEY
 from macai.diffusion.lora.formats import LoraFile
 from macai.diffusion.lora.names import (
     TEXT_ENCODER_2,
@@ -21,6 +20,7 @@ from macai.diffusion.lora.names import (
     sgm_paths,
     with_text_model,
 )
+from macai.diffusion.lora.peft_config import METADATA_KEY
 from macai.diffusion.lora.updates import Hadamard, Kronecker, LowRank, Update
 from macai.diffusion.lora.version import model_width
 from macai.errors import AdapterError
@@ -113,14 +113,14 @@ def _lora_config(
 ) -> dict[str, Any]:
     """Return the keys of PEFT's LoraConfig that say which layers, ranks and alphas."""
     ranks = {p: int(u.factors.rank or 1) for p, u in updates.items()}
-    alphas = {p: ranks[p] if u.alpha is None else u.alpha for p, u in updates.items()}
+    alphas = {p: _alpha(u) for p, u in updates.items()}
     (rank, _), (alpha, _) = (Counter(v.values()).most_common(1)[0] for v in (ranks, alphas))
     return {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": _whole(alpha),
+        "lora_alpha": alpha,
         "rank_pattern": {p: r for p, r in ranks.items() if r != rank},
-        "alpha_pattern": {p: _whole(a) for p, a in alphas.items() if a != alpha},
+        "alpha_pattern": {p: a for p, a in alphas.items() if a != alpha},
         "target_modules": _tails(updates, shapes),
         "bias": "none",
         "lora_dropout": 0.0,
@@ -144,33 +144,33 @@ def _tails(updates: Mapping[str, Update], shapes: Mapping[str, Shape]) -> list[s
     return sorted(p.removeprefix(TEXT_MODEL) for p in updates)
 
 
-def _whole(number: float) -> float:
-    """Return 8 for 8.0: what people write as an alpha."""
-    return int(number) if float(number).is_integer() else number
+def _alpha(update: Update) -> float:
+    """Return scale * rank, without what division left of it: 1 / 3 * 3."""
+    alpha = float(f"{update.scale * (update.factors.rank or 1):.7g}")
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _kohya_parts(update: Update, shape: Shape) -> dict[str, mx.array]:
     factors, ones = update.factors, (1,) * (len(shape) - 2)
-    parts: dict[str, mx.array | None] = {}
     if isinstance(factors, LowRank):
-        mid = factors.mid
-        kernel = shape[1:] if mid is None else (shape[1], *ones)
-        parts["lora_down.weight"] = factors.down.reshape(factors.rank, *kernel)
-        parts["lora_up.weight"] = factors.up.reshape(shape[0], factors.rank, *ones)
-        parts["lora_mid.weight"] = mid
+        kernel = shape[1:] if factors.mid is None else (shape[1], *ones)
+        parts: dict[str, mx.array | None] = {
+            "lora_down.weight": factors.down.reshape(factors.rank, *kernel),
+            "lora_up.weight": factors.up.reshape(shape[0], factors.rank, *ones),
+            "lora_mid.weight": factors.mid,
+        }
     elif isinstance(factors, Hadamard):
-        parts |= {f"hada_{n}": getattr(factors, n) for n in type(factors).__dataclass_fields__}
+        parts = {f"hada_{n}": getattr(factors, n) for n in type(factors).__dataclass_fields__}
     elif isinstance(factors, Kronecker):
-        for name, value in (("lokr_w1", factors.w1), ("lokr_w2", factors.w2)):
-            if isinstance(value, tuple):
-                parts[f"{name}_a"], parts[f"{name}_b"] = value
-            else:
-                parts[name] = value
-        parts["lokr_t2"] = factors.t2
+        parts = {"lokr_t2": factors.t2} | _whole_or_pair("lokr_w1", factors.w1)
+        parts |= _whole_or_pair("lokr_w2", factors.w2)
     else:
-        parts["diff"] = factors.diff
+        parts = {"diff": factors.diff}
     if factors.rank is not None:
-        parts["alpha"] = mx.array(float(factors.rank if update.alpha is None else update.alpha))
+        parts["alpha"] = mx.array(float(_alpha(update)))
+    elif update.scale != 1:  # without a rank alpha means nothing
+        whole = "lokr_w1" if isinstance(factors, Kronecker) else "diff"
+        parts |= {n: update.scale * a for n, a in parts.items() if n == whole and a is not None}
     if (magnitude := update.magnitude) is not None:
         column = (-1, 1, *ones) if magnitude.per == "output" else (1, -1, *ones)
         parts["dora_scale"] = magnitude.vector.reshape(column)
@@ -178,11 +178,19 @@ def _kohya_parts(update: Update, shape: Shape) -> dict[str, mx.array]:
     return {name: array for name, array in parts.items() if array is not None}
 
 
+def _whole_or_pair(
+    name: str, value: mx.array | tuple[mx.array, mx.array]
+) -> dict[str, mx.array | None]:
+    if isinstance(value, tuple):
+        return {f"{name}_a": value[0], f"{name}_b": value[1]}
+    return {name: value}
+
+
 def _kohya_metadata(lora: LoraFile, layers: Layers) -> dict[str, str]:
     updates = [u for own in lora.modules.values() for u in own.values()]
     plain = all(isinstance(u.factors, LowRank) and u.magnitude is None for u in updates)
     ranks = {u.factors.rank for u in updates} - {None}
-    alphas = {u.factors.rank if u.alpha is None else u.alpha for u in updates}
+    alphas = {_alpha(u) for u in updates}
     metadata = {
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",

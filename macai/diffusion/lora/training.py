@@ -67,7 +67,9 @@ def add_lora(
             down = mx.random.normal(shape, key=key) / rank
         else:
             down = mx.random.uniform(-bound, bound, shape, key=key)
-        branch = LowRankBranch(name, down, mx.zeros((out, rank)), alpha=alpha, dropout=dropout)
+        branch = LowRankBranch(
+            name, down, mx.zeros((out, rank)), scale=alpha / rank, dropout=dropout
+        )
         layer.branches = [*layer.branches, branch]
         wrapped[path] = layer
     put(model, wrapped)

@@ -103,7 +103,7 @@ class Kronecker:
 
     @property
     def rank(self) -> int | None:
-        """The rank of the factors; None where both are whole, and alpha means nothing."""
+        """The rank of the factors; None where both are whole, and LyCORIS's scale is 1."""
         pair = self.w2 if isinstance(self.w2, tuple) else self.w1
         return pair[1].shape[0] if isinstance(pair, tuple) else None
 
@@ -148,25 +148,19 @@ Factors = LowRank | Hadamard | Kronecker | Full
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What a file adds to one weight.
+    """What a file adds to one weight: scale * the factors' product.
 
     Attributes:
         factors: What it is made of.
-        alpha: The product is scaled by alpha / rank; None for 1.
+        scale: alpha / rank, or what a file has in its place.
         magnitude: DoRA's norms, or None.
-        bias: What is added to the bias, [out], or None; alpha is not for it.
+        bias: What is added to the bias, [out], or None; not scaled.
     """
 
     factors: Factors
-    alpha: float | None = None
+    scale: float = 1.0
     magnitude: Magnitude | None = None
     bias: mx.array | None = None
-
-    @property
-    def scale(self) -> float:
-        """What the factors' product is multiplied with."""
-        rank = self.factors.rank
-        return 1.0 if self.alpha is None or rank is None else self.alpha / rank
 
     @property
     def arrays(self) -> list[mx.array]:
