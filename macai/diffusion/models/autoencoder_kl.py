@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macai.diffusion.models.configs import read_config, unsupported
+from macai.diffusion.models.group_norm import use_exact_norms
 from macai.diffusion.models.vae import Decoder, DiagonalGaussian, Encoder
 from macai.errors import ModelError
 
@@ -101,6 +102,7 @@ class AutoencoderKL(nn.Module):
             self.quant_conv = nn.Conv2d(moments, moments, 1)
         if config.use_post_quant_conv:
             self.post_quant_conv = nn.Conv2d(latents, latents, 1)
+        use_exact_norms(self)
 
     def encode(self, x: mx.array) -> DiagonalGaussian:
         """Return the distribution of the latents of x [B, H, W, 3] in [-1, 1].
