@@ -112,8 +112,10 @@ def _lora_config(
     component: str, updates: Mapping[str, Update], shapes: Mapping[str, Shape]
 ) -> dict[str, Any]:
     """Return the keys of PEFT's LoraConfig that say which layers, ranks and alphas."""
-    ranks = {p: int(u.factors.rank or 1) for p, u in updates.items()}
-    alphas = {p: _alpha(u) for p, u in updates.items()}
+    # A tail of the older path is one of both: only transformers before 5 have "text_model.".
+    tails = {p.removeprefix(TEXT_MODEL): u for p, u in updates.items()}
+    ranks = {p: int(u.factors.rank or 1) for p, u in tails.items()}
+    alphas = {p: _alpha(u) for p, u in tails.items()}
     (rank, _), (alpha, _) = (Counter(v.values()).most_common(1)[0] for v in (ranks, alphas))
     return {
         "peft_type": "LORA",
