@@ -117,7 +117,9 @@ def read_options(
     problems: list[str] = []
     for option in dataclasses.fields(kind):
         if option.init and option.name in given:
-            value = option.metadata.get("aliases", {}).get(given[option.name], given[option.name])
+            value = given[option.name]
+            if isinstance(value, str):
+                value = option.metadata.get("aliases", {}).get(value, value)
             values[option.name] = value
             problems += _problems(option, value)
     for key, value in given.items():

@@ -5,6 +5,7 @@ import numpy as np
 from macai.diffusion.schedulers import make_scheduler
 
 SHAPE = (2, 4, 8, 8)
+KEPT = slice(None, None, 16)  # of a flattened sample, what the goldens hold
 MIX = np.random.RandomState(11).standard_normal((4, 4)).astype(np.float32)
 
 SD15 = {
@@ -110,14 +111,15 @@ def start_noise(seed: int = 3) -> np.ndarray:
     return np.random.RandomState(seed).standard_normal(SHAPE).astype(np.float32)
 
 
-def run(scheduler, start, *, noise=None, wrap=np.asarray) -> list[np.ndarray]:
-    """Return the sample after each step from `start`, which is as noisy as the first timestep."""
-    sample, samples = wrap(start), []
+def run(scheduler, start, *, noise=None, wrap=np.asarray):
+    """Run from `start`, as noisy as the first timestep; return each step's sample and estimate."""
+    sample, samples, estimates = wrap(start), [], []
     for i, timestep in enumerate(scheduler.timesteps):
         scaled = np.array(scheduler.scale_model_input(sample, i))
         sample = scheduler.step(wrap(predict(scaled, timestep)), i, sample, noise=noise)
         samples.append(np.array(sample))
-    return samples
+        estimates.append(np.array(scheduler.x0))
+    return samples, estimates
 
 
 def ours(name, config, steps, *, eta=None, **window):

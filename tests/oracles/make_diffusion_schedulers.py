@@ -1,0 +1,55 @@
+"""Write tests/goldens/diffusion_schedulers.json: plans and ends of runs by diffusers.
+
+    PYTHONPATH=. python tests/oracles/make_diffusion_schedulers.py
+
+The oracle is diffusers with torch on the CPU; their versions are in the golden. A run goes from the
+noise and over the analytic model of tests/diffusion/schedulers/runs.py; of its last sample every
+16th number is kept. Fresh noise is torch.randn's of seed 5.
+"""
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+
+from tests.diffusion.schedulers.runs import CLASSES, CONFIGS, KEPT, SD15, start_noise
+from tests.diffusion.schedulers.theirs import run_theirs, theirs
+
+GOLDEN = Path(__file__).parent.parent / "goldens" / "diffusion_schedulers.json"
+MODELS = ("sd15", "sd21-v", "sdxl", "turbo", "lcm")
+STEPS = (4, 18)
+
+
+def end(name: str, config: dict[str, object], steps: int) -> dict[str, object]:
+    """Return the plan of one run, and the numbers kept of its last sample."""
+    scheduler = theirs(name, config, steps)
+    start = start_noise() * np.float32(scheduler.init_noise_sigma)
+    samples, _ = run_theirs(scheduler, start)
+    return {
+        "timesteps": [round(float(timestep), 3) for timestep in scheduler.timesteps],
+        "init_noise_sigma": float(scheduler.init_noise_sigma),
+        "last": [float(f"{value:.7g}") for value in samples[-1].reshape(-1)[KEPT]],
+    }
+
+
+def main() -> None:
+    runs = [
+        {"name": name, "model": model, "steps": steps} | end(name, CONFIGS[model], steps)
+        for name in CLASSES
+        for model in MODELS
+        for steps in STEPS
+    ]
+    to_least = SD15 | {"timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}
+    golden = {
+        "oracle": f"diffusers {diffusers.__version__}, torch {torch.__version__}",
+        "runs": runs,
+        "swift": {"pndm": end("pndm", SD15, 20), "dpmpp": end("dpm++2m", to_least, 20)},
+    }
+    lines = json.dumps(golden).replace('{"name"', '\n{"name"')
+    GOLDEN.write_text(f"{lines}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
