@@ -22,7 +22,8 @@ Interval = tuple[int, int]
 class Decodes(Protocol):
     """AutoencoderKL or AutoencoderTiny."""
 
-    config: AutoencoderKLConfig | AutoencoderTinyConfig
+    @property
+    def config(self) -> AutoencoderKLConfig | AutoencoderTinyConfig: ...
 
     def decode(self, z: mx.array) -> mx.array:
         """[B, h, w, C] -> [B, H, W, 3]."""
