@@ -70,8 +70,9 @@ def test_time_is_embedded_in_float32_in_a_half_precision_model():
     seen = []
     project = model.time_proj
     model.time_proj = lambda t: seen.append(project(t)) or seen[-1]
-    model.time_embed(mx.array([981, 3]), 2, mx.float16, None)
-    angles = np.float64([981, 3])[:, None] * 10000.0 ** (-np.arange(8) / 8)
+    times = np.array([981.37, 3], np.float32)  # float16 has no 981.37
+    model.time_embed(mx.array(times), 2, mx.float16, None)
+    angles = times.astype(np.float64)[:, None] * 10000.0 ** (-np.arange(8) / 8)
     assert seen[0].dtype == mx.float32
     exact = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
     assert np.abs(np.array(seen[0]) - exact).max() < 1e-4
@@ -263,5 +264,4 @@ def test_all_parameters_have_gradients():
     gradients = named_arrays(mx.grad(loss)(model.trainable_parameters()))
     mx.eval(gradients)
     assert gradients.keys() == named_arrays(model.parameters()).keys()
-    # A key's bias shifts all scores of a query alike, but these have none: nothing may be zero.
     assert [n for n, g in gradients.items() if not mx.abs(g).max().item() > 0] == []
