@@ -11,15 +11,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from macai.diffusion.loading.stored import StoredTensor
+from macai.diffusion.loading.weights import open_weights
 from macai.diffusion.lora import version
 from macai.diffusion.lora.names import Layer, Layers, NameTable, Shape
 from macai.diffusion.lora.parts import BrokenLayerError, make_update, sort_tensors
 from macai.diffusion.lora.peft_config import Scales, read_scales
 from macai.diffusion.lora.updates import Update, fits
 from macai.errors import AdapterError
-from macai.models.arrays import load_arrays, scalar
 
-WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+FILE_STEMS = ("pytorch_lora_weights", "adapter_model")  # diffusers' and PEFT's
 _SHOWN = 3
 
 
@@ -67,48 +68,39 @@ def read_lora(path: Path, layers: Layers) -> LoraFile:
     """Read a LoRA for a model with `layers` (`macai.diffusion.lora.layers.layers_of`).
 
     Args:
-        path: A safetensors file of diffusers, PEFT, kohya's scripts, LyCORIS or ComfyUI; or a
-            folder with diffusers' or PEFT's.
+        path: A file of diffusers, PEFT, kohya's scripts, LyCORIS or ComfyUI, safetensors or
+            torch's; or a folder with diffusers' or PEFT's.
         layers: The shapes of the model's weights.
 
     Raises:
-        AdapterError: it cannot be read, is broken, was made for another version of Stable
+        FormatError: it cannot be read: see `macai.diffusion.loading.weights.open_weights`.
+        AdapterError: it is no LoRA or a broken one, was made for another version of Stable
             Diffusion, or nothing in it has a place in the model.
     """
     file = _weights_file(path)
-    arrays, metadata = _load(file)
+    weights = open_weights(file)
+    if not weights.tensors:
+        raise AdapterError(f"{file}: holds no tensors")
     try:
-        tensors, others = sort_tensors(arrays)
+        tensors, others = sort_tensors(weights.tensors)
     except BrokenLayerError as e:
         raise AdapterError(f"{file}: {e}") from e
     unmatched = [Unmatched(name, "not a LoRA's tensor") for name in others]
     for name in [n for n, parts in tensors.items() if set(parts) == {"diff_b"}]:
         unmatched.append(Unmatched(name, "a bias without its weight"))
         del tensors[name]
-    table, scales = NameTable(layers), read_scales(file, metadata)
+    table, scales = NameTable(layers), read_scales(file, weights.metadata)
     found = {name: table.find(name) for name in tensors}
-    updates = _updates(file, arrays, tensors, found, scales)
+    updates = _updates(file, weights.tensors, tensors, found, scales)
     _require_version(file, {n: u.factors.shape for n, u in updates.items()}, layers)
-    modules: dict[str, dict[str, Update]] = {}
-    placed: dict[Layer, str] = {}
-    for name, update in updates.items():
-        layer = found[name]
-        if isinstance(layer, Layer) and not fits(update, layers[layer.component][layer.path]):
-            layer = _misfit(update, layers[layer.component][layer.path])
-        if isinstance(layer, str):
-            unmatched.append(Unmatched(name, layer))
-            continue
-        if other := placed.get(layer):
-            raise AdapterError(f"{file}: {name} and {other} are the same layer of the model")
-        placed[layer] = name
-        modules.setdefault(layer.component, {})[layer.path] = update
+    modules, homeless = _place(file, updates, found, layers)
+    unmatched += homeless
     if not modules:
         raise _nothing_matched(file, unmatched)
-    _require_finite(file, {n: updates[n] for n in placed.values()})
     style = _format([n for parts in tensors.values() for n in parts.values()])
     return LoraFile(
         modules=modules,
-        metadata=metadata,
+        metadata=weights.metadata,
         format=style,
         unmatched=tuple(unmatched),
         name=file.name,
@@ -118,34 +110,30 @@ def read_lora(path: Path, layers: Layers) -> LoraFile:
 def _weights_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if len(files) == 1:
-        return files[0]
+    found = [path / f"{stem}{suffix}" for stem in FILE_STEMS for suffix in (".safetensors", ".bin")]
+    found = [file for file in found if file.is_file()]
+    if len({file.stem for file in found}) == 1:
+        return found[0]
     raise AdapterError(
-        f"{path}: it holds {'both' if files else 'none'} of {' and '.join(WEIGHT_FILES)}",
+        f"{path}: it holds {'both' if found else 'none'} of "
+        f"{' and '.join(f'{stem}.safetensors' for stem in FILE_STEMS)}",
         hint="name the file",
     )
 
 
-def _load(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    if not file.is_file():
-        raise AdapterError(f"{file}: no such file")
-    if file.suffix != ".safetensors":
+def _read(stored: StoredTensor) -> mx.array:
+    bits = stored.read()
+    if not stored.is_finite(bits):
         raise AdapterError(
-            f"{file}: not a .safetensors file", hint="LoRAs in pickle files are not read"
+            f"{stored.file}: {stored.name} has numbers that are not finite",
+            hint="its training went wrong, or the copy did",
         )
-    try:
-        arrays, metadata = load_arrays(file)
-    except RuntimeError as e:
-        raise AdapterError(f"{file}: cannot be read: {e}", hint="is the copy complete?") from e
-    if not arrays:
-        raise AdapterError(f"{file}: holds no tensors")
-    return arrays, metadata
+    return stored.to_mlx(bits)
 
 
 def _updates(
     file: Path,
-    arrays: dict[str, mx.array],
+    stored: dict[str, StoredTensor],
     tensors: dict[str, dict[str, str]],
     found: dict[str, Layer | str],
     scales: Scales,
@@ -153,7 +141,7 @@ def _updates(
     """Return the updates by the layers' names in the file, of unknown layers as well."""
     updates, broken = {}, []
     for name, parts in tensors.items():
-        own = {part: arrays[tensor] for part, tensor in parts.items()}
+        own = {part: _read(stored[tensor]) for part, tensor in parts.items()}
         try:
             update = make_update(own)
         except BrokenLayerError as e:
@@ -180,6 +168,27 @@ def _require_version(file: Path, shapes: dict[str, Shape], layers: Layers) -> No
         )
 
 
+def _place(
+    file: Path, updates: dict[str, Update], found: dict[str, Layer | str], layers: Layers
+) -> tuple[dict[str, dict[str, Update]], list[Unmatched]]:
+    """Return the updates by component and path, and those that have no place or do not fit it."""
+    modules: dict[str, dict[str, Update]] = {}
+    placed: dict[Layer, str] = {}
+    homeless = []
+    for name, update in updates.items():
+        layer = found[name]
+        if isinstance(layer, Layer) and not fits(update, layers[layer.component][layer.path]):
+            layer = _misfit(update, layers[layer.component][layer.path])
+        if isinstance(layer, str):
+            homeless.append(Unmatched(name, layer))
+            continue
+        if other := placed.get(layer):
+            raise AdapterError(f"{file}: {name} and {other} are the same layer of the model")
+        placed[layer] = name
+        modules.setdefault(layer.component, {})[layer.path] = update
+    return {component: modules[component] for component in layers if component in modules}, homeless
+
+
 def _misfit(update: Update, shape: Shape) -> str:
     own = list(update.factors.shape)
     if own == list(shape) and update.magnitude is not None:
@@ -201,15 +210,6 @@ def _reasons(unmatched: list[Unmatched] | tuple[Unmatched, ...]) -> str:
     counts = Counter(u.reason for u in unmatched).most_common()
     shown = "; ".join(f"{reason} ({n})" for reason, n in counts[:_SHOWN])
     return shown + ("; ..." if len(counts) > _SHOWN else "")
-
-
-def _require_finite(file: Path, updates: dict[str, Update]) -> None:
-    finite = {n: mx.stack([mx.isfinite(a).all() for a in u.arrays]) for n, u in updates.items()}
-    mx.eval(finite)
-    if wrong := [n for n, f in finite.items() if not scalar(f.all())]:
-        raise AdapterError(
-            f"{file}: {wrong[0]} has numbers that are not finite ({len(wrong)} such)"
-        )
 
 
 def _format(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from macai.diffusion.loading.ldm_names import denoiser_names
 from macai.errors import AdapterError
 
 UNET = "unet"
@@ -33,23 +34,6 @@ _PEFT_PREFIX = "base_model.model."
 # The old attention processors held the layers under these names.
 _OLD_UNET = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
-_SGM_RESNET = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_SGM_OUTSIDE_BLOCKS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -138,24 +122,11 @@ def with_text_model(path: str) -> str:
 def sgm_paths(paths: Iterable[str]) -> dict[str, str]:
     """Return the U-Net's paths in Stability's original implementation, by those of diffusers.
 
-    There a block's layers are numbered through, and attention has its residual block's number:
-    down_blocks.1.attentions.0 is input_blocks.4.1. Layers it does not have are left out.
+    Layers it does not have are left out.
     """
-    paths = list(paths)
-    prefixes = _SGM_OUTSIDE_BLOCKS | _sgm_blocks({".".join(p.split(".")[:4]) for p in paths})
-    result = {}
-    for path in paths:
-        parts = path.split(".")
-        for length in range(1, len(parts) + 1):
-            prefix, tail = ".".join(parts[:length]), ".".join(parts[length:])
-            if (sgm := prefixes.get(prefix)) is None:
-                continue
-            if ".resnets." in prefix:
-                tail = _SGM_RESNET.get(tail, tail)
-            elif ".downsamplers." in prefix:
-                tail = "op"
-            result[path] = f"{sgm}.{tail}" if tail else sgm
-    return result
+    kind = ".weight"
+    names = denoiser_names(path + kind for path in paths)
+    return {ours.removesuffix(kind): theirs.removesuffix(kind) for ours, theirs in names.items()}
 
 
 def target_paths(layers: Mapping[str, Shape], targets: TargetSet) -> list[str]:
@@ -203,37 +174,3 @@ def _spellings(component: str, path: str, sgm: str | None) -> Iterator[str]:
     if sgm is not None:
         yield f"lora_unet_{sgm.replace('.', '_')}"
         yield _SGM_PREFIX + sgm
-
-
-def _sgm_blocks(prefixes: set[str]) -> dict[str, str]:
-    """Number the layers of the down and up blocks that `prefixes` holds."""
-    result: dict[str, str] = {}
-
-    def count(kind: str, block: int, what: str) -> int:
-        return sum(p.startswith(f"{kind}_blocks.{block}.{what}.") for p in prefixes)
-
-    def put(prefix: str, sgm: str) -> bool:
-        if prefix in prefixes:
-            result[prefix] = sgm
-        return prefix in prefixes
-
-    number, block = 1, 0  # input_blocks.0 is conv_in
-    while resnets := count("down", block, "resnets"):
-        here = f"down_blocks.{block}"
-        for n in range(resnets):
-            put(f"{here}.resnets.{n}", f"input_blocks.{number}.0")
-            put(f"{here}.attentions.{n}", f"input_blocks.{number}.1")
-            number += 1
-        number += put(f"{here}.downsamplers.0", f"input_blocks.{number}.0")
-        block += 1
-    number, block = 0, 0
-    while resnets := count("up", block, "resnets"):
-        here = f"up_blocks.{block}"
-        for n in range(resnets):
-            put(f"{here}.resnets.{n}", f"output_blocks.{number}.0")
-            attends = put(f"{here}.attentions.{n}", f"output_blocks.{number}.1")
-            if n == resnets - 1:
-                put(f"{here}.upsamplers.0", f"output_blocks.{number}.{2 if attends else 1}")
-            number += 1
-        block += 1
-    return result

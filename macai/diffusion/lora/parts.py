@@ -69,10 +69,11 @@ def make_update(parts: Mapping[str, mx.array]) -> Update:
     Raises:
         BrokenLayerError: a part is missing, too many, or of the wrong shape or type.
     """
-    if wrong := [n for n, a in parts.items() if not mx.issubdtype(a.dtype, mx.floating)]:
-        raise BrokenLayerError(f"{wrong[0]} is {parts[wrong[0]].dtype}")
     rest = dict(parts)
-    alpha, magnitude, bias = rest.pop("alpha", None), _magnitude(rest), rest.pop("diff_b", None)
+    alpha = rest.pop("alpha", None)
+    if wrong := [n for n, a in rest.items() if not mx.issubdtype(a.dtype, mx.floating)]:
+        raise BrokenLayerError(f"{wrong[0]} is {parts[wrong[0]].dtype}")
+    magnitude, bias = _magnitude(rest), rest.pop("diff_b", None)
     factors = _factors(rest)
     if rest:
         raise BrokenLayerError(f"{', '.join(sorted(rest))} beside {type(factors).__name__}")

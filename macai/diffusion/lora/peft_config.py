@@ -82,7 +82,7 @@ def read_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
                 configs[component] = _config(own, where)
         return Scales(by_component=configs)
     config = file.with_name(CONFIG_FILE)
-    if file.name == "adapter_model.safetensors" and config.is_file():
+    if file.stem == "adapter_model" and config.is_file():
         text = config.read_text(encoding="utf-8", errors="replace")
         return Scales(of_all=_config(_parse(text, str(config)), str(config)))
     return Scales()

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from macai.models.arrays import save_arrays
 from tests.diffusion.models.text_vae_cases import (
     TEXT_CONFIGS,
     psnr,
-    random_weights,
     token_ids,
     with_random_weights,
 )
@@ -35,8 +35,6 @@ from tests.diffusion.models.unet_cases import (
     model_of,
     outputs_of,
 )
-
-__all__ = ["psnr", "random_weights"]
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 TENSORS = dict[str, mx.array]
@@ -87,9 +85,14 @@ def answers_of(components: Mapping[str, nn.Module], kind: str) -> dict[str, np.n
         if name == "unet":
             (answers[name],) = outputs_of(model, inputs_of(UNETS[kind]))
         else:
-            ids = mx.array(token_ids(TEXTS[kind][name], pad=1))
+            ids = mx.array(prompts(kind, name))
             answers[name] = np.array(model(ids).last_hidden_state)
     return answers
+
+
+def prompts(kind: str, component: str) -> np.ndarray:
+    """Return two prompts, int32 [2, 77]."""
+    return token_ids(TEXTS[kind][component], pad=1)[2:4]
 
 
 def worst(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
@@ -204,7 +207,7 @@ SPELLINGS = {
 def write(file: Path, tensors: Mapping[str, mx.array], **metadata: object) -> Path:
     """Write a LoRA file; metadata that is no text becomes JSON."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    save_arrays(file, dict(tensors), texts)
+    save_arrays(file, dict(tensors), {"format": "pt"} | texts)
     return file
 
 
@@ -216,6 +219,7 @@ def lora_file(folder: Path, kind: str, spelling: str, **kwargs: Any) -> tuple[Pa
     return write(folder / f"{kind}-{spelling}.safetensors", tensors), components
 
 
+@cache
 def full_size(kind: str) -> Layers:
     """Return the layers of a full-size model (ldm_names.npz), in the order of its parameters.
 
@@ -229,6 +233,7 @@ def full_size(kind: str) -> Layers:
     return layers
 
 
+@cache
 def original_names(kind: str) -> dict[str, str]:
     """Return what the layers of a full-size U-Net are called in the original implementation."""
     prefix = "model.diffusion_model."

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.diffusion.lora.lora_cases import TEXTS, UNETS, drawn, token_ids
+from tests.diffusion.lora.lora_cases import TEXTS, UNETS, drawn, prompts
 from tests.diffusion.models.text_vae_cases import random_weights
 from tests.diffusion.models.text_vae_oracle import text_encoder
 from tests.diffusion.models.unet_cases import inputs_of, torch_model, torch_outputs
@@ -79,7 +79,7 @@ def torch_answers(pipe: Any, kind: str) -> dict[str, np.ndarray]:
         if name == "unet":
             answers |= unet_answers(model, kind)
         else:
-            ids = torch.from_numpy(token_ids(TEXTS[kind][name], pad=1)).long()
+            ids = torch.from_numpy(prompts(kind, name)).long()
             with torch.no_grad():
                 answers[name] = model(ids).last_hidden_state.numpy()
     return answers

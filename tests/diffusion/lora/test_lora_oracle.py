@@ -220,9 +220,14 @@ def kohya_names(folder, more):
         path, _, part = path.removesuffix(".weight").rpartition(".")
         name = f"lora_unet_{path.replace('.', '_')}"
         if part == "lora_magnitude_vector":
-            part, value = "dora_scale", value.reshape(-1, 1, 1, 1) if value.ndim > 1 else value[:, None]
+            part, value = (
+                "dora_scale",
+                value.reshape(-1, 1, 1, 1) if value.ndim > 1 else value[:, None],
+            )
         part = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight"}.get(part, part)
         alpha = more.get("alpha_pattern", {}).get(path.rpartition(".")[2])
         tensors[f"{name}.{part}"] = value
-        tensors[f"{name}.alpha"] = mx.array(float(alpha or more.get("alpha", more.get("lora_alpha"))))
+        tensors[f"{name}.alpha"] = mx.array(
+            float(alpha or more.get("alpha", more.get("lora_alpha")))
+        )
     return tensors
