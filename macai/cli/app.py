@@ -22,6 +22,7 @@ from macai.cli import (
     export,
     fuse,
     generate,
+    image,
     quickstart,
     recipes,
     run,
@@ -55,6 +56,7 @@ _add(train.train)
 _add(generate.generate)
 _add(chat.chat)
 _add(score.score)
+_add(image.image)
 _add(fuse.fuse)
 _add(convert.convert)
 _add(verify.verify)
