@@ -110,8 +110,7 @@ def read_settings(path: Path) -> ImageSettings:
         FormatError: not a PNG, or damaged or impossible settings.
     """
     with _reading(path, ("PNG",)) as image:
-        image.load()  # text may come after the pixels
-        found = dict(getattr(image, "text", {}))
+        found = dict(getattr(image, "text", {}))  # reads on to what comes after the pixels
     text = found.get(_KEY)
     if text is None:
         other = "parameters" in found

@@ -152,6 +152,7 @@ BROKEN = [
     ("merges.txt", "#version: 0.2\na b\nabc\n", "line 3 is not two tokens"),
     ("merges.txt", "a b c\n", "line 1 is not two tokens"),
     ("merges.txt", "q q\n", "needs 'qq'"),
+    ("merges.txt", "a d\n", "needs 'ad'"),
     ("merges.txt", "qqqq q\n", "needs 'qqqq'"),
     ("tokenizer.json", "[1]", "not a JSON object"),
     ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "not a byte-pair tokenizer"),

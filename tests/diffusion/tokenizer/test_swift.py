@@ -47,6 +47,8 @@ def test_a_long_prompt_loses_its_end_on_a_device():
     assert cut.tolist() == [49406] + [320] * 76
     assert not FIRST.differs("a " * 75)
     assert FIRST.differs("a " * 76) == Difference(end_cut=True)
+    assert not FIRST.differs("dog. " + "a " * 73).end_cut
+    assert FIRST.differs("dog. " + "a " * 74).end_cut
 
 
 def test_padding_differs_where_swift_and_the_model_disagree():
