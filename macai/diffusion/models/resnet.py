@@ -8,6 +8,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from macai.diffusion.models.group_norm import GroupNorm
+
 Activation = Callable[[mx.array], mx.array]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -19,9 +21,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
+def group_norm(groups: int, channels: int, eps: float) -> GroupNorm:
     """Return torch's group norm: statistics over height, width and the channels of a group."""
-    return nn.GroupNorm(groups, channels, eps=eps, pytorch_compatible=True)
+    return GroupNorm(groups, channels, eps)
 
 
 class ResnetBlock2D(nn.Module):
