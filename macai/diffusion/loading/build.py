@@ -137,8 +137,7 @@ def _values(
         made = {name: value.astype(DTYPES[precision.dtype]) for name, value in made.items()}
         made = {name: mx.contiguous(value) for name, value in made.items()}
         del weights
-        if precision.dtype == "float16":
-            too_large += _overflowing(made, batch)
+        too_large += _overflowing(made, batch, precision)
         for name, value in made.items():
             path = name.removesuffix(".weight")
             if path in groups and path != name:
@@ -171,9 +170,12 @@ def _quantised(
         yield f"{path}.{kind}", value
 
 
-def _overflowing(made: Mapping[str, mx.array], batch: Mapping[str, StoredTensor]) -> list[str]:
-    """Return which tensors, finite as stored, are too large for float16."""
-    wide = [name for name in made if batch[name].dtype in FLOATS and batch[name].dtype != "F16"]
+def _overflowing(
+    made: Mapping[str, mx.array], batch: Mapping[str, StoredTensor], precision: Precision
+) -> list[str]:
+    """Return which tensors, finite as stored, are too large for the type."""
+    wider = {"F64"} if precision.dtype != "float16" else set(FLOATS) - {"F16"}
+    wide = [name for name in made if batch[name].dtype in wider]
     return [batch[n].name for n in wide if not np.isfinite(np.array(mx.abs(made[n]).max()))]
 
 
@@ -186,7 +188,7 @@ def _refuse(file: Path, component: str, not_finite: list[str], too_large: list[s
         )
     if too_large:
         raise ModelError(
-            f"{file}: {component}: {len(too_large)} tensors have numbers too large for float16 "
+            f"{file}: {component}: {len(too_large)} tensors have numbers too large for the type "
             f"({named(too_large)})",
-            hint="load them as bfloat16 or float32",
+            hint="float16 ends at 65504: load them as bfloat16 or float32",
         )

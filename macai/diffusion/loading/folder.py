@@ -181,7 +181,7 @@ def _shards(index: Path) -> dict[str, StoredTensor]:
         raise FormatError(f"{index}: no weight_map of names of files in it")
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name or "\0" in name:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise FormatError(f"{index}: {name[:100]!r} is no name of a file beside it")
         for key, tensor in open_weights(_existing(index.parent / name)).tensors.items():
             if places.get(key) != name:

@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             overlap, leave gaps or are not as long as their shapes say.
     """
     header, start, size = _read_header(path)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # MLX writes null for none
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "its __metadata__ is not an object of strings")
     tensors: dict[str, StoredTensor] = {}
