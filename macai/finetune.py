@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from macai.data.batches import Batch, Plan, make_batch, plan_epoch, shared_prefix
+from macai.data.batches import Plan, divide, plan_epoch, shared_prefix
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared, prepare
 from macai.errors import OutputError, TrainingError
@@ -38,34 +38,22 @@ from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
 from macai.models.prefix import can_share_prefix
 from macai.recipe import Recipe, differences, dumps, load_recipe
-from macai.train.checkpoint import FILE, load_checkpoint, restore, save_checkpoint
+from macai.train.checkpoint import FILE, Checkpoint, load_checkpoint, restore, save_checkpoint
 from macai.train.evaluate import mean_loss
-from macai.train.events import Event, Started, Stopped, Summary, Validated, Validating
-from macai.train.loop import Report, train
+from macai.train.events import Event, Started, Stopped, Validated, Validating
+from macai.train.job import Job
+from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
+from macai.train.machine import workers_for
 from macai.train.metrics import METRICS, forget_after, log
 from macai.train.optimizer import init
+from macai.train.progress import Progress
 from macai.train.schedule import learning_rate
+from macai.train.team import Team
 
 RECIPE = "recipe.toml"
-LEAST_PREFIX = 8  # tokens, and rows of a micro-batch: with fewer, computing a shared prefix in a
+LEAST_PREFIX = 8  # tokens, and rows of a part of a step: with fewer, computing a shared prefix in a
 LEAST_ROWS = 4  #   pass of its own costs more than it saves
-
-
-@dataclass(slots=True, kw_only=True)
-class _Progress:
-    """The part of a run's state that is no array; saved with every checkpoint."""
-
-    step: int = 0
-    epoch_loss: float = 0.0
-    epoch_learnt: int = 0
-    real_tokens: int = 0
-    processed_tokens: int = 0
-    step_seconds: float = 0.0
-    valid_seconds: float = 0.0
-    valid_loss: float | None = None
-    best_valid_loss: float | None = None
-    peak_memory_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,8 +69,9 @@ class _Run:
     steps: int
     steps_per_epoch: int
     fingerprint: dict[str, str]
+    lora: dict[str, Any]
+    progress: Progress
     prefix: int = 0
-    progress: _Progress = field(default_factory=_Progress)
 
 
 def finetune(
@@ -119,31 +108,37 @@ def finetune(
         max_length=limits.max_length,
         truncation=limits.truncation,
     )
-    run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out)
-    if resume:
-        _resume(run)
+    checkpoint = load_checkpoint(out) if resume else None
+    run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out, checkpoint)
+    if checkpoint:
+        _resume(run, checkpoint)
     else:
         _write_start(run)
     yield _started(run, sets)
-    with cpu_ops(loaded.model):
-        yield from _steps(run, should_stop)
+    with cpu_ops(loaded.model), Team(loaded.model, run.logits, _job(run)) as team:
+        yield from _steps(run, team, should_stop)
 
 
 def _set_up(
-    recipe: Recipe, loaded: LoadedModel, train: list[Example], valid: list[Example], out: Path
+    recipe: Recipe,
+    loaded: LoadedModel,
+    train: list[Example],
+    valid: list[Example],
+    out: Path,
+    checkpoint: Checkpoint | None,
 ) -> _Run:
     """Put the adapter into the model and decide everything that follows from the recipe."""
     base = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
     logits = logits_for(loaded.model)
     adapter = recipe.adapter
-    add_lora(
-        loaded.model,
-        target_paths(loaded.model, adapter.targets, last_blocks=adapter.layers),
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        seed=recipe.train.seed,
-    )
+    lora: dict[str, Any] = {
+        "paths": target_paths(loaded.model, adapter.targets, last_blocks=adapter.layers),
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "dropout": adapter.dropout,
+        "seed": recipe.train.seed,
+    }
+    add_lora(loaded.model, **lora)
     # MLX leaves Adam's bias correction off by default; the papers and PyTorch have it on.
     options = recipe.optimizer
     optimizer = optim.AdamW(
@@ -154,6 +149,8 @@ def _set_up(
     )
     init(optimizer, loaded.model)
     pad_id = loaded.tokenizer.pad_token_id
+    progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress(workers=0)
+    progress.workers = workers_for(loaded.model, recipe.train.workers, before=progress.workers)
     run = _Run(
         recipe=recipe,
         loaded=loaded,
@@ -166,6 +163,8 @@ def _set_up(
         steps=0,
         steps_per_epoch=0,
         fingerprint=_fingerprint(recipe, base, [*train, *valid]),
+        lora=lora,
+        progress=progress,
     )
     run.prefix = _prefix(run)
     # The sorted widths of the rows decide where steps are cut, so every epoch has as many steps.
@@ -175,7 +174,7 @@ def _set_up(
 
 
 def _prefix(run: _Run) -> int:
-    """Return how many tokens to compute once for all rows of a micro-batch; 0 if it does not pay.
+    """Return how many tokens to compute once for all rows of a part; 0 if it does not pay.
 
     It changes what a step costs, never which rows are in it. With dropout each row has a mask of
     its own, from its first token on.
@@ -183,20 +182,32 @@ def _prefix(run: _Run) -> int:
     prefix = shared_prefix([*run.train, *run.valid])
     if prefix < LEAST_PREFIX or run.recipe.adapter.dropout:
         return 0
-    micro_batches = sum(len(step) for step in _plan(run, epoch=0))
-    if len(run.train) < LEAST_ROWS * micro_batches or not can_share_prefix(run.loaded.model):
+    parts = sum(len(step) for step in _plan(run, epoch=0))
+    if len(run.train) < LEAST_ROWS * parts or not can_share_prefix(run.loaded.model):
         return 0
     return prefix
 
 
-def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
+def _job(run: _Run) -> Job:
+    """Return what a second process needs to compute parts of this run's steps."""
+    return Job(
+        workers=run.progress.workers,
+        model=run.loaded.path.absolute(),
+        lora=run.lora,
+        examples=run.train,
+        pad_id=run.pad_id,
+        prefix=run.prefix,
+    )
+
+
+def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[Event]:
     """Train, validate and save."""
     options, progress = run.recipe.optimizer, run.progress
     reports = train(
         run.loaded.model,
         run.optimizer,
-        _micro_batches(run),
-        logits=run.logits,
+        _steps_to_do(run),
+        gradient=team,
         rate=partial(
             learning_rate,
             run.recipe.schedule.name,
@@ -212,7 +223,7 @@ def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
     every = every or run.steps_per_epoch
     with (run.out / METRICS).open("a", encoding="utf-8") as metrics:
         for report in reports:
-            _count(run, report)
+            progress.count(report)
             log(metrics, asdict(report))
             yield report
             last = report.step == run.steps
@@ -229,7 +240,7 @@ def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
             if stop:
                 yield Stopped(step=report.step)
                 return
-    yield _summary(run)
+    yield progress.summary(adapter=str(run.out), steps_per_epoch=run.steps_per_epoch)
 
 
 def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
@@ -263,40 +274,29 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
 
 
 def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
-    batch = run.recipe.batch
-    return plan_epoch(
-        [e.read_tokens for e in run.train],
+    """Return the steps of an epoch, each cut into parts for the workers to take in turns."""
+    batch, lengths = run.recipe.batch, [e.read_tokens for e in run.train]
+    steps = plan_epoch(
+        lengths,
         tokens=batch.tokens,
         micro_tokens=batch.micro_tokens or batch.tokens,
         seed=run.recipe.train.seed,
         epoch=epoch,
     )
+    workers = run.progress.workers
+    return [[part for plan in step for part in divide(plan, lengths, workers)] for step in steps]
 
 
-def _micro_batches(run: _Run) -> Iterator[Sequence[Callable[[], Batch]]]:
+def _steps_to_do(run: _Run) -> Iterator[list[Plan]]:
     """Yield the steps still to do: each epoch's order follows from its number alone."""
     step = run.progress.step
     while step < run.steps:
         epoch, done = divmod(step, run.steps_per_epoch)
         if done == 0:
             run.progress.epoch_loss, run.progress.epoch_learnt = 0.0, 0
-        for plans in _plan(run, epoch)[done : done + run.steps - step]:
-            yield [
-                partial(make_batch, run.train, p, pad_id=run.pad_id, prefix=run.prefix)
-                for p in plans
-            ]
+        for parts in _plan(run, epoch)[done : done + run.steps - step]:
+            yield parts
             step += 1
-
-
-def _count(run: _Run, report: Report) -> None:
-    progress = run.progress
-    progress.step = report.step
-    progress.epoch_loss += report.loss * report.learnt_tokens
-    progress.epoch_learnt += report.learnt_tokens
-    progress.real_tokens += report.real_tokens
-    progress.processed_tokens += report.processed_tokens
-    progress.step_seconds += report.seconds
-    progress.peak_memory_bytes = max(progress.peak_memory_bytes, report.peak_memory_bytes)
 
 
 def _write_start(run: _Run) -> None:
@@ -326,9 +326,8 @@ def _write_start(run: _Run) -> None:
     mx.reset_peak_memory()
 
 
-def _resume(run: _Run) -> None:
-    """Go back to the last checkpoint: its arrays, its counters, its metrics."""
-    checkpoint = load_checkpoint(run.out)
+def _resume(run: _Run, checkpoint: Checkpoint) -> None:
+    """Go back to the last checkpoint: its arrays and its metrics."""
     saved = checkpoint.state["run"]
     if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
         problem = f"{run.out}: its run had another {' and '.join(different)}"
@@ -338,7 +337,6 @@ def _resume(run: _Run) -> None:
             hint="resume with all it was started with, or start anew with --force instead",
         )
     restore(checkpoint, run.loaded.model, run.optimizer)
-    run.progress = _Progress(**checkpoint.state["progress"])
     _remove_partial_files(run.out)
     forget_after(run.out / METRICS, run.progress.step)
 
@@ -355,7 +353,8 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
     for example in examples:
         digest.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
-    decisive["train"] = {k: v for k, v in decisive["train"].items() if k != "save_every"}
+    free = ("save_every", "workers")  # of these the second changes the result by rounding
+    decisive["train"] = {k: v for k, v in decisive["train"].items() if k not in free}
     numbers = json.loads(json.dumps(decisive), parse_int=float)  # 2 epochs are 2.0 epochs
     return {
         "recipe": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
@@ -378,23 +377,5 @@ def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
         first_step=run.progress.step,
         shared_prefix=run.prefix,
         real_share=sum(e.read_tokens for e in run.train) / sum(p.padded_tokens for p in plans),
-    )
-
-
-def _summary(run: _Run) -> Summary:
-    progress = run.progress
-    assert progress.valid_loss is not None, "the last step is always validated"
-    assert progress.best_valid_loss is not None
-    return Summary(
-        adapter=str(run.out),
-        steps=progress.step,
-        epochs=progress.step / run.steps_per_epoch,
-        train_loss=progress.epoch_loss / progress.epoch_learnt,
-        valid_loss=progress.valid_loss,
-        best_valid_loss=progress.best_valid_loss,
-        real_tokens=progress.real_tokens,
-        processed_tokens=progress.processed_tokens,
-        tokens_per_second=progress.real_tokens / progress.step_seconds,
-        peak_memory_bytes=progress.peak_memory_bytes,
-        seconds=progress.step_seconds + progress.valid_seconds,
+        workers=run.progress.workers,
     )

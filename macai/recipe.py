@@ -144,12 +144,16 @@ class Train:
         seed: Decides the data order, the adapter's start and the dropout.
         eval_every: Steps between two evaluations on the validation rows; 0 is once an epoch.
         save_every: Steps between two checkpoints to resume from; 0 is only the last one.
+        workers: Processes that each compute a part of every step; they change its time, and its
+            result by rounding only (dropout aside, which draws for each part). 0: as many as the
+            machine has use for: 2 where MLX computes on the CPU, else 1. On a GPU always 1.
     """
 
     epochs: float = _number(3.0, 0, low_included=False)
     seed: int = _number(0, 0, 2**32 - 1)
     eval_every: int = _number(0, 0)
     save_every: int = _number(50, 0)
+    workers: int = _number(0, 0, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

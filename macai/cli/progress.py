@@ -109,6 +109,8 @@ class TrainingView:
             out.append(f"over max_length: {event.dropped_rows} dropped, {event.shortened_rows} cut")
         out.append(f"{event.trainable_parameters / 1e6:.1f} M parameters to train")
         out.append(f"{event.real_share:.0%} of a step's tokens are real")
+        if event.workers > 1:
+            out.append(f"{event.workers} processes share each step")
         if event.shared_prefix:
             out.append(f"all rows begin with the same {event.shared_prefix}, computed once a batch")
         self.console.print("; ".join(out))

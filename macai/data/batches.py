@@ -126,6 +126,21 @@ def plan_epoch(
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
+def divide(plan: Plan, lengths: Sequence[int], parts: int) -> list[Plan]:
+    """Cut a micro-batch by rows into at most `parts` of about equal padded tokens.
+
+    Each is padded to a width of its own; no part is empty, so there are no more than rows.
+    """
+    if parts == 1:
+        return [plan]
+    rows = sorted(plan.rows, key=lambda row: lengths[row])
+    widths = [WIDTH_STEP * -(-lengths[row] // WIDTH_STEP) for row in rows]
+    before = np.concatenate([[0], np.cumsum(widths)])
+    wanted = before[-1] * np.arange(1, parts) / parts
+    cuts = sorted({0, len(rows), *(int(np.abs(before - w).argmin()) for w in wanted)})
+    return [Plan(tuple(rows[a:b]), widths[b - 1]) for a, b in pairwise(cuts)]
+
+
 def in_order(lengths: Sequence[int], *, tokens: int) -> list[Plan]:
     """Return batches of rows sorted by length, the same every time: for evaluation."""
     order = np.argsort(lengths, kind="stable")

@@ -9,6 +9,8 @@ import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,22 @@ def load_fast_blas() -> BlasInfo:
     except (OSError, AttributeError, LookupError) as e:
         return BlasInfo(found=False, reason=str(e))
     return BlasInfo(found=True, library=library, config=config, threads=threads)
+
+
+@contextmanager
+def blas_threads(threads: int) -> Iterator[None]:
+    """Have OpenBLAS compute with so many threads meanwhile; nothing where MLX uses another BLAS."""
+    info = load_fast_blas()
+    if not info.found:
+        yield
+        return
+    openblas = ctypes.CDLL(str(info.library))
+    before = openblas.openblas_get_num_threads()
+    openblas.openblas_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        openblas.openblas_set_num_threads(before)
 
 
 def _load_fortran_runtime() -> None:

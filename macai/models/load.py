@@ -65,9 +65,16 @@ def load_model(path: Path, *, as_stored: bool = False) -> LoadedModel:
     Raises:
         ModelError: config, weights or tokenizer are missing or do not fit each other.
     """
+    config = read_config(path)
+    model = load_network(path, as_stored=as_stored)
+    tokenizer = load_tokenizer(path)
+    return LoadedModel(model, tokenizer, config, path, end_ids(path, config, tokenizer))
+
+
+def load_network(path: Path, *, as_stored: bool = False) -> nn.Module:
+    """Return the model alone, as `load_model` does; its config must have been read before."""
     from mlx_lm.utils import load_model as load_weights
 
-    config = read_config(path)
     try:
         model, _ = load_weights(path, lazy=True)  # its config is ours with keys changed
         if not as_stored:
@@ -84,8 +91,7 @@ def load_model(path: Path, *, as_stored: bool = False) -> LoadedModel:
             f"{path}: the model cannot be built from its files: {_reason(e)}",
             hint="is the copy complete, and its architecture one that mlx-lm knows?",
         ) from e
-    tokenizer = load_tokenizer(path)
-    return LoadedModel(model, tokenizer, config, path, end_ids(path, config, tokenizer))
+    return model
 
 
 def load_tokenized(path: Path) -> LoadedTokenizer:

@@ -10,8 +10,9 @@ class Started:
     """The run is set up; `first_step` is above 0 when it was resumed.
 
     Attributes:
-        shared_prefix: Tokens that all rows begin with, computed once a micro-batch.
+        shared_prefix: Tokens that all rows begin with, computed once a part.
         real_share: The part of a step's tokens that is no padding, 0 to 1.
+        workers: Processes that each compute a part of a step.
     """
 
     train_rows: int
@@ -24,6 +25,7 @@ class Started:
     first_step: int
     shared_prefix: int
     real_share: float
+    workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class Summary:
     Attributes:
         train_loss: Mean over the learnt tokens of the last epoch begun, in nats.
         tokens_per_second: Real tokens over the wall time of the steps, making batches included.
+        workers: Processes that computed a step.
+        peak_memory_bytes: The most that MLX held, in all of them.
         seconds: Wall time of the steps and the validations, of all parts of a resumed run.
     """
 
@@ -69,6 +73,7 @@ class Summary:
     real_tokens: int
     processed_tokens: int
     tokens_per_second: float
+    workers: int
     peak_memory_bytes: int
     seconds: float
 

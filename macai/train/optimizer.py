@@ -29,9 +29,14 @@ def init(optimizer: optim.Optimizer, model: nn.Module) -> None:
 
 def update(optimizer: optim.Optimizer, model: nn.Module, gradient: mx.array) -> None:
     """Take one step; `gradient` is `joined`, in the order of the trainable parameters. Lazy."""
+    parameters = joined(model.trainable_parameters())
+    put(model, optimizer.apply_gradients({_ALL: gradient}, {_ALL: parameters})[_ALL])
+
+
+def put(model: nn.Module, vector: mx.array) -> None:
+    """Give the trainable parameters the values of `vector`, which is `joined`. Lazy."""
     parameters = named_arrays(model.trainable_parameters())
-    new = optimizer.apply_gradients({_ALL: gradient}, {_ALL: joined(parameters)})[_ALL]
     ends = list(accumulate(array.size for array in parameters.values()))
-    pieces = zip(parameters.items(), mx.split(new, ends[:-1]), strict=True)
+    pieces = zip(parameters.items(), mx.split(vector, ends[:-1]), strict=True)
     shaped = [(name, piece.reshape(old.shape)) for (name, old), piece in pieces]
     model.update(tree_unflatten(shaped))

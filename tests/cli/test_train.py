@@ -27,6 +27,7 @@ SUMMARY = {
     "real_tokens",
     "processed_tokens",
     "tokens_per_second",
+    "workers",
     "peak_memory_bytes",
     "seconds",
 }

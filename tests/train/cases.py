@@ -6,6 +6,8 @@ import numpy as np
 
 from macai.data.batches import Plan, make_batch
 from macai.data.tokens import Example
+from macai.train.gradient import Gradient
+from macai.train.loss import _picked
 
 PAD = 2
 
@@ -28,3 +30,9 @@ def batch_of(examples, rows=None, *, prefix=0):
 def step_of(examples, *parts):
     """One step of these micro-batches; without parts, one of all rows."""
     return [partial(batch_of, examples, rows) for rows in parts or [range(len(examples))]]
+
+
+def in_this_process(model, logits=_picked):
+    """What `train` computes the steps of `step_of` with."""
+    gradient = Gradient(model, logits)
+    return lambda parts, seed: gradient(enumerate(parts), seed)

@@ -11,7 +11,7 @@ from macai.models.arrays import named_arrays
 from macai.train.loop import train
 from macai.train.loss import _picked, next_token_loss
 from macai.train.optimizer import init
-from tests.train.cases import batch_of, make_examples, step_of
+from tests.train.cases import batch_of, in_this_process, make_examples, step_of
 
 # Very unequal parts: 60 learnt tokens in one, 1 to 3 in the others.
 SIZES = ((90, 60), (4, 1), (7, 3), (9, 2), (5, 1))
@@ -39,7 +39,7 @@ def run(model, steps, *, optimizer=None, rate=0.01, max_grad_norm=0.0, seed=0, *
         model,
         optimizer,
         steps,
-        logits=_picked,
+        gradient=in_this_process(model),
         rate=rate if callable(rate) else lambda step: rate,
         max_grad_norm=max_grad_norm,
         seed=seed,
@@ -178,7 +178,7 @@ def test_five_steps_are_those_of_adamw_in_numpy(adapted, examples, weight_decay)
         model,
         optimizer,
         [step_of(examples, r) for r in rows],
-        logits=_picked,
+        gradient=in_this_process(model),
         rate=lambda step: 1e-3 * (step + 1),
         max_grad_norm=0.5,
         seed=0,
@@ -218,7 +218,7 @@ def is_refused_and_nothing_changes(model, steps, logits=_picked):
         model,
         optimizer,
         steps,
-        logits=logits,
+        gradient=in_this_process(model, logits),
         rate=lambda step: 1e-3,
         max_grad_norm=1.0,
         seed=0,

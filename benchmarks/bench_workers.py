@@ -1,0 +1,124 @@
+"""Training steps of the recipe `intents` by one process and by several, in turns.
+
+    python benchmarks/bench_workers.py [--workers 2] [--tokens 320] [--steps 10]
+
+Prints one JSON line: real tokens a second of each over the same rows, optimiser included, and the
+median over the steps of the ratio of their times.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
+from macai.bench.machine import machine
+from macai.catalog import find_recipe, locate_model
+from macai.data.batches import divide, plan_epoch, shared_prefix
+from macai.data.rows import read_splits
+from macai.data.tokens import Example, prepare
+from macai.finetune import LEAST_ROWS
+from macai.models.blas import load_fast_blas
+from macai.models.cpu_ops import cpu_ops
+from macai.models.load import LoadedModel, load_model
+from macai.models.lora import add_lora, target_paths
+from macai.recipe import load_recipe
+from macai.train.job import Job
+from macai.train.loop import Report, train
+from macai.train.loss import Logits, logits_for
+from macai.train.machine import cores
+from macai.train.optimizer import init
+from macai.train.team import Team
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--tokens", type=int, default=320)
+    options.add_argument("--steps", type=int, default=10)
+    chosen = options.parse_args()
+
+    assert load_fast_blas().found or sys.platform != "linux"
+    loaded = load_model(locate_model("smollm2-135m", progress=lambda what, done, total: None))
+    logits = logits_for(loaded.model)
+    paths = target_paths(loaded.model, ["all-linear"])
+    lora: dict[str, Any] = {"paths": paths, "rank": 16, "alpha": 32.0}
+    add_lora(loaded.model, **lora)
+    path = load_recipe(find_recipe("intents")).data.path
+    assert path is not None
+    rows = read_splits(path).train
+    (prepared,) = prepare([rows], loaded.tokenizer, max_length=512, truncation="error")
+    reports: dict[int, list[Report]] = {1: [], chosen.workers: []}
+    with ExitStack() as stack:
+        stack.enter_context(cpu_ops(loaded.model))
+        runs = {
+            n: _run(stack, loaded, logits, lora, prepared.examples, n, chosen.tokens)
+            for n in reports
+        }
+        for number in range(chosen.steps + 1):
+            for workers, run in runs.items():
+                report = next(run)
+                if number:  # in the first step the workers start
+                    reports[workers].append(report)
+    one, several = reports.values()
+    result = {
+        "workers": chosen.workers,
+        "tokens_per_second_one": round(_speed(one), 1),
+        "tokens_per_second_several": round(_speed(several), 1),
+        "ratio": round(
+            statistics.median(a.seconds / b.seconds for a, b in zip(one, several, strict=True)), 2
+        ),
+        "steps": chosen.steps,
+        "blas_threads": cores(),
+        "machine": machine(),
+    }
+    print(json.dumps(result))
+
+
+def _run(
+    stack: ExitStack,
+    loaded: LoadedModel,
+    logits: Logits,
+    lora: dict[str, Any],
+    examples: Sequence[Example],
+    workers: int,
+    tokens: int,
+) -> Iterator[Report]:
+    """Return the steps of a run as `macai train` would take them; all runs share the adapter."""
+    import mlx.optimizers as optim
+
+    lengths = [e.read_tokens for e in examples]
+    plans = plan_epoch(lengths, tokens=tokens, micro_tokens=tokens, seed=0, epoch=0)
+    steps = [[part for plan in step for part in divide(plan, lengths, workers)] for step in plans]
+    enough_rows = len(examples) >= LEAST_ROWS * sum(map(len, steps))
+    job = Job(
+        workers=workers,
+        model=loaded.path,
+        lora=lora,
+        examples=examples,
+        pad_id=0,
+        prefix=shared_prefix(examples) if enough_rows else 0,
+    )
+    team = stack.enter_context(Team(loaded.model, logits, job))
+    optimizer = optim.AdamW(learning_rate=1e-4, bias_correction=True)
+    init(optimizer, loaded.model)
+    return train(
+        loaded.model,
+        optimizer,
+        steps,
+        gradient=team,
+        rate=lambda step: 1e-4,
+        max_grad_norm=1.0,
+        seed=0,
+    )
+
+
+def _speed(reports: Sequence[Report]) -> float:
+    return sum(r.real_tokens for r in reports) / sum(r.seconds for r in reports)
+
+
+if __name__ == "__main__":
+    main()

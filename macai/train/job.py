@@ -1,0 +1,91 @@
+"""What the processes of a run share: a job, sent once, and memory for the numbers of each step."""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from macai.data.batches import Batch, Plan, make_batch
+from macai.data.tokens import Example
+from macai.models.arrays import named_arrays, scalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a process needs, besides parameters and plans, to compute what any other would.
+
+    Attributes:
+        workers: Processes in all.
+        model: The directory of the base model.
+        lora: The arguments of `macai.models.lora.add_lora`.
+        examples: What the rows of a plan are indices into.
+        pad_id: See `macai.data.batches.make_batch`.
+        prefix: As well.
+    """
+
+    workers: int
+    model: Path
+    lora: dict[str, Any]
+    examples: Sequence[Example]
+    pad_id: int
+    prefix: int
+
+    def made(self, parts: Iterable[tuple[int, Plan]]) -> Iterator[tuple[int, Callable[[], Batch]]]:
+        """Yield the number of each part and what makes its batch."""
+        for number, plan in parts:
+            make = partial(make_batch, self.examples, plan, pad_id=self.pad_id, prefix=self.prefix)
+            yield number, make
+
+
+class Board:
+    """Memory of several processes: a vector of parameters, and a gradient of each worker.
+
+    float32, all of one length. Through a pipe they would be copied four times.
+    """
+
+    def __init__(self, file: int, workers: int, length: int) -> None:
+        """Map the memory behind the file descriptor, which may be closed afterwards."""
+        memory = mmap.mmap(file, _bytes(workers, length))
+        self._rows: NDArray[np.float32] = np.frombuffer(memory, np.float32).reshape(-1, length)
+
+    @staticmethod
+    def file(workers: int, length: int) -> int:
+        """Return a descriptor of new memory, which no name leads to and no process outlives."""
+        if hasattr(os, "memfd_create"):
+            file = os.memfd_create("macai")
+        else:
+            with tempfile.TemporaryFile() as temporary:
+                file = os.dup(temporary.fileno())
+        os.ftruncate(file, _bytes(workers, length))
+        return file
+
+    def write(self, row: int, vector: mx.array) -> None:
+        """Put down a float32 [length]: row 0 is for parameters, 1 on for the workers' gradients."""
+        np.copyto(self._rows[row], np.asarray(vector))
+
+    def read(self, row: int) -> mx.array:
+        """Return a copy, float32 [length]."""
+        return mx.array(self._rows[row])
+
+
+def _bytes(workers: int, length: int) -> int:
+    return workers * length * 4  # the parent needs no gradient there, but parameters
+
+
+def base_sums(model: nn.Module) -> dict[str, float]:
+    """Return the sum of the magnitudes of each frozen array: what two processes compare."""
+    trained = named_arrays(model.trainable_parameters())
+    return {
+        name: scalar(mx.abs(array.astype(mx.float32)).sum())
+        for name, array in named_arrays(model.parameters()).items()
+        if name not in trained
+    }

@@ -1,0 +1,70 @@
+"""A worker process: `python -m macai.train.worker CONNECTION MEMORY`, started by `Team`.
+
+It computes the parts of steps that it is sent. It prints nothing, and is gone once its parent is.
+"""
+
+import os
+import select
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import mlx.core as mx
+
+from macai.errors import TrainingError
+from macai.models.cpu_ops import cpu_ops
+from macai.models.load import load_network
+from macai.models.lora import add_lora
+from macai.train.gradient import Gradient
+from macai.train.job import Board, base_sums
+from macai.train.loss import logits_for
+from macai.train.optimizer import joined, put
+
+
+def main(connection_file: int, memory_file: int) -> None:
+    """Serve until the other end of the connection is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what becomes of the step
+    threading.Thread(target=_end_with_parent, args=(connection_file,), daemon=True).start()
+    mx.set_default_device(mx.cpu)
+    connection = Connection(connection_file)
+    try:
+        _serve(connection, memory_file)
+    except EOFError:
+        return
+    except Exception as e:  # for the parent to report, whatever it is
+        connection.send(" ".join(str(e).split()) or type(e).__name__)
+        threading.Event().wait()  # until the parent closes the connection
+
+
+def _serve(connection: Connection, memory_file: int) -> None:
+    job, number, expected = connection.recv()
+    model = load_network(job.model)
+    logits = logits_for(model)
+    add_lora(model, **job.lora)
+    if base_sums(model) != expected:
+        raise TrainingError(f"{job.model} holds other weights than the model that is trained")
+    board = Board(memory_file, job.workers, joined(model.trainable_parameters()).size)
+    gradient = Gradient(model, logits)
+    model.train()
+    with cpu_ops(model):
+        while True:
+            parts, seed = connection.recv()
+            put(model, board.read(0))
+            sums = gradient(job.made(parts), seed)
+            board.write(number, sums.vector)
+            counts = {name: getattr(sums, name) for name in sums.__slots__ if name != "vector"}
+            connection.send(counts)
+
+
+def _end_with_parent(connection_file: int) -> None:
+    """End this process at once when its parent closes the connection or is gone itself."""
+    hang_up = select.poll()
+    hang_up.register(connection_file, 0)  # which is reported all the same
+    hang_up.poll()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
