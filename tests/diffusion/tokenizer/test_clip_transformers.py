@@ -26,13 +26,13 @@ def test_ids_are_those_of_transformers_whatever_the_folder(kind, tmp_path):
     folders.write_kind(kind, tmp_path)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     ours = ClipTokenizer.from_folder(tmp_path)
-    texts = clip_texts.texts() + OWN + random_texts(500)
+    texts = clip_texts.texts() + OWN + random_texts(200)
     padded = theirs(texts, padding="max_length", max_length=77, truncation=True).input_ids
     whole = theirs(texts, add_special_tokens=False).input_ids
     assert (ours.pad_id, ours.size) == (theirs.pad_token_id, len(theirs))
-    for text, row, ids in zip(texts, padded, whole, strict=True):
+    assert ours.ids(texts).tolist() == padded
+    for text, ids in zip(texts, whole, strict=True):
         assert ours.encode(text) == ids, text
-        assert ours.ids([text])[0].tolist() == row, text
         if kind not in ("added", "decoder-added"):
             decoded = theirs.decode(ids, skip_special_tokens=True).strip(" ")
             assert ours.decode(ids).strip() == decoded.strip(), text
