@@ -94,8 +94,8 @@ class Pipeline:
         else:
             sample = self.parts.unet_config.sample_size or 64
             rows, columns = (sample, sample) if isinstance(sample, int) else sample
-            width = request.width or columns * factor
-            height = request.height or rows * factor
+            width = columns * factor if request.width is None else request.width
+            height = rows * factor if request.height is None else request.height
         if width % factor or height % factor or min(width, height) < factor:
             raise UsageError(
                 f"{width}x{height} pixels: sides must be multiples of {factor}",
