@@ -9,20 +9,23 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from macai import __version__
 from macai.coreml.api import ExportFunction, export_functions
 from macai.coreml.card import model_card
 from macai.coreml.compress import Compression
+from macai.coreml.description import Metadata
 from macai.coreml.llm import llm_functions
+from macai.coreml.lower import all_finite
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
-from macai.coreml.package import Metadata, package_bytes, package_hash
+from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.swift import write_swift_package
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
 from macai.models.adapter import load_adapter
-from macai.models.arrays import named_arrays, scalar
+from macai.models.arrays import named_arrays
 from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
 from macai.models.load import LoadedModel, dequantise, load_model
 from macai.models.lora import lora_layers
@@ -121,14 +124,17 @@ def settle_weights(loaded: LoadedModel, dtype: mx.Dtype, *, keep_quantised: bool
         fuse(loaded, dtype=dtype)
     elif not keep_quantised:
         dequantise(loaded.model)
-    for path, value in named_arrays(loaded.model.parameters()).items():
+    unsettled = named_arrays(loaded.model.parameters())
+    for path in list(unsettled):
+        value = unsettled.pop(path)
         if mx.issubdtype(value.dtype, mx.floating):
             value = value.astype(dtype)
-            if not scalar(mx.isfinite(value).all()):
-                raise ExportError(
-                    f"{path} is not finite in {_DTYPES[dtype]}", hint="export with --precision fp32"
-                )
-        mx.eval(value)  # one by one: what it was made from is freed
+        mx.eval(value)
+        if value.dtype == dtype and not all_finite(np.array(value, copy=False)):
+            raise ExportError(
+                f"{path} is not finite in {_DTYPES[dtype]}", hint="export with --precision fp32"
+            )
+        # One by one, and nothing else knows what it was made from: that is freed.
         loaded.model.update(tree_unflatten([(path, value)]), strict=False)
 
 

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil.types import string_to_nptype
 
+from macai.coreml.builder import mb
 from macai.coreml.stored import Blocks, Palette, Stored
 from macai.errors import ExportError
 

@@ -43,22 +43,25 @@ class CacheShape:
 class _Store:
     """The arrays that all layers of one call write into, as they are written."""
 
-    def __init__(self, keys: mx.array, values: mx.array) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, offset: mx.array, keys: mx.array, values: mx.array) -> None:
+        self.keys, self.values, self.offset = keys, values, offset
+        none = mx.zeros((3,), mx.int32)
+        self.begin = mx.concatenate([none, offset, none[:1]])  # of layer 0
 
 
 class _LayerCache:
     """One layer's part of the store, where mlx-lm's attention expects its KVCache."""
 
-    def __init__(self, store: _Store, layer: int, offset: mx.array) -> None:
-        self._store, self._layer, self.offset = store, layer, offset
+    def __init__(self, store: _Store, layer: int) -> None:
+        self._store, self._layer, self.offset = store, layer, store.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [1, kv_heads, T, head_dim] at the offset; return all positions of the layer."""
         store, layer = self._store, self._layer
-        start = mx.concatenate([mx.array([layer], dtype=mx.int32), self.offset])
-        store.keys = mx.slice_update(store.keys, keys[None], start, axes=(0, 3))
-        store.values = mx.slice_update(store.values, values[None], start, axes=(0, 3))
+        start = store.begin + mx.array([layer, 0, 0, 0, 0], dtype=mx.int32)
+        axes = tuple(range(5))
+        store.keys = mx.slice_update(store.keys, keys[None], start, axes=axes)
+        store.values = mx.slice_update(store.values, values[None], start, axes=axes)
         own = slice(layer, layer + 1)
         return store.keys[own].squeeze(0), store.values[own].squeeze(0)
 
@@ -153,8 +156,8 @@ def llm_functions(
     settings = Settings(precision=precision, positions=context, compress=compress)
 
     def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:
-        store = _Store(*arrays)
-        caches = [_LayerCache(store, n, position) for n in range(shape.layers)]
+        store = _Store(position, *arrays)
+        caches = [_LayerCache(store, n) for n in range(shape.layers)]
         logits = model(ids, cache=caches)
         if last is not None:
             logits = mx.slice(logits, last, axes=(1,), slice_size=(1, 1, logits.shape[2]))

@@ -6,10 +6,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, types
 from coremltools.converters.mil.mil.types.symbolic import any_symbolic
 
+from macai.coreml.builder import mb
 from macai.coreml.constexpr import constant, expanded
 from macai.coreml.graph import Graph, Node, Value
 from macai.coreml.ops import OPS, Var
@@ -143,6 +144,10 @@ class Lowering:
         """Return `var` in another type, cast once."""
         if var.dtype == MIL_TYPES[mil_type]:
             return var
+        if mil_type == "fp16" and var.op is not None and var.op.op_type == "cast":
+            before = var.op.x
+            if before.dtype == types.fp16:  # float32 and back
+                return before
         return self.once(("cast", var.name, mil_type), lambda: _cast(var, mil_type))
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -189,7 +194,7 @@ def lower(
     for label, value in zip(inputs, graph.inputs, strict=False):
         kind = lowering.mil_type(value)
         kind = "int32" if kind == "bool" else kind
-        specs[label] = mb.TensorSpec(value.shape or (1,), MIL_TYPES[kind])
+        specs[label] = Builder.TensorSpec(value.shape or (1,), MIL_TYPES[kind])
         placeholders[label] = value
     for label, place in states.items():
         if not graph.inputs[place].is_float:
@@ -197,7 +202,7 @@ def lower(
                 f"state {label} is {graph.inputs[place].dtype}",
                 hint="Core ML keeps float16 between calls: return it as an output, and take it in",
             )
-        specs[label] = mb.StateTensorSpec(graph.inputs[place].shape, types.fp16)
+        specs[label] = Builder.StateTensorSpec(graph.inputs[place].shape, types.fp16)
     with Function(specs, opset_version=opset) as function:
         for label, value in placeholders.items():
             lowering.values[value.name] = _input(value, function.inputs[label], label)
@@ -279,10 +284,19 @@ def as_type(array: np.ndarray, mil_type: str) -> np.ndarray:
             if np.abs(array).max(initial=0) > _LARGEST
             else array
         )
-    if mil_type == "fp16" and np.isinf(array).any():
+    if mil_type == "fp16" and not all_finite(array):
         array = np.clip(array, -_LARGEST, _LARGEST)
     kind = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}[mil_type]
     return np.asarray(array, dtype=kind)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Return whether no element is infinite or NaN; of float16 by its bits, which is faster."""
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    # Infinities and NaN are the largest of both signs.
+    positive, negative = array.view(np.int16), array.view(np.uint16)
+    return bool(positive.max(initial=0) < 0x7C00 and negative.max(initial=0) < 0xFC00)
 
 
 def mil_name(path: str) -> str:

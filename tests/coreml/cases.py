@@ -399,6 +399,12 @@ CASES: dict[str, list[Case]] = {
         (lambda x, y: mx.pad(x, ((1, 2), (0, 1)), constant_values=y), (f(2, 2), mx.array(0.5))),
     ],
     "Partition": [(lambda x: mx.sort(mx.partition(x, 3, axis=1)[:, :3]), (f(2, 8),))],
+    "Pick": [
+        (lambda x: x[..., -1], (f(2, 3, 4),)),
+        (lambda x: x[1, ::2], (f(4, 5),)),
+        (lambda x: x[::-1, 0, 1:], (i(4, 3, 5),)),
+        (lambda x: x[1:2, :].squeeze(0), (b(4, 2),)),
+    ],
     "Power": [
         *binary(mx.power, low=0.2),
         (lambda x: x**3, (f(5),)),
@@ -528,7 +534,7 @@ CASES: dict[str, list[Case]] = {
         (lambda x: x[::-1, 1:], (f(4, 5),)),
         (lambda x: x[5:1:-2], (f(6, 2),)),
         (lambda x: x[:, ::-3], (i(2, 7),)),
-        (lambda x: x[..., -1], (f(2, 3, 4),)),
+        (lambda x: x[..., 1:2], (f(2, 3, 4),)),
         (lambda x: x[-2:], (b(4, 2),)),
     ],
     "SliceUpdate": [

@@ -4,8 +4,8 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb
 
+from macai.coreml.builder import mb
 from macai.coreml.graph import Node, Value
 from macai.coreml.ops.rope import last_axis
 from macai.coreml.ops.table import Var, lowers

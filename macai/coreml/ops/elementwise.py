@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb
 
+from macai.coreml.builder import mb
 from macai.coreml.graph import Node
 from macai.coreml.ops.table import Var, lowers, number_like
 

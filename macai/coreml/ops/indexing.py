@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from coremltools import target
-from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil.block import curr_opset_version
 
+from macai.coreml.builder import mb
 from macai.coreml.graph import Node, Value
 from macai.coreml.ops.table import Var, lowers
 
@@ -203,6 +203,8 @@ def dynamic_slice(lowering: "Lowering", node: Node, x: Var, start: Var) -> Var:
 def _begin(lowering: "Lowering", node: Node, start: Var, axes: list[int]) -> Var:
     """int32 [rank]: `start` on the axes it is for, 0 on the rest."""
     rank = len(node.inputs[0].shape)
+    if axes == list(range(rank)) and start.rank == 1:
+        return start
     places = [axes.index(axis) if axis in axes else len(axes) for axis in range(rank)]
 
     def make() -> Var:

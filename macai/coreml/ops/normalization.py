@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb
 
+from macai.coreml.builder import mb
 from macai.coreml.graph import Node
 from macai.coreml.ops.table import Var, lowers
 
@@ -21,7 +21,7 @@ def rms_norm(lowering: "Lowering", node: Node, x: Var, weight: Var | None = None
     kind = lowering.mil_type(node.outputs[0])
     wide = lowering.cast(x, "fp32")
     mean = mb.reduce_mean(x=mb.square(x=wide), axes=[-1], keep_dims=True)
-    scale = mb.rsqrt(x=mb.add(x=mean, y=np.float32(node.options["eps"])))
+    scale = mb.rsqrt(x=mean, epsilon=np.float32(node.options["eps"]))
     normal = lowering.cast(mb.mul(x=wide, y=scale), kind)
     return normal if weight is None else mb.mul(x=normal, y=weight)
 
@@ -55,7 +55,7 @@ def group_norm(lowering: "Lowering", node: Node, x: Var, *affine: Var) -> Var:
     mean = mb.reduce_mean(x=wide, axes=[1, 3], keep_dims=True)
     centred = mb.sub(x=wide, y=mean)
     variance = mb.reduce_mean(x=mb.square(x=centred), axes=[1, 3], keep_dims=True)
-    scale = mb.rsqrt(x=mb.add(x=variance, y=np.float32(node.options["eps"])))
+    scale = mb.rsqrt(x=variance, epsilon=np.float32(node.options["eps"]))
     result = lowering.cast(mb.reshape(x=mb.mul(x=centred, y=scale), shape=shape), kind)
     named = dict(zip(node.operands(), (x, *affine), strict=True))
     if "weight" in named:

@@ -7,8 +7,8 @@ weight for both.
 from typing import TYPE_CHECKING
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb
 
+from macai.coreml.builder import mb
 from macai.coreml.carried import AFFINE_BITS, FLOAT_MODES, affine, microscaled
 from macai.coreml.constexpr import expanded
 from macai.coreml.graph import Node, Value

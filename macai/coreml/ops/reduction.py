@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
+from macai.coreml.builder import mb
 from macai.coreml.graph import Node
 from macai.coreml.ops.table import Var, lowers, number_like
 

@@ -1,10 +1,11 @@
 """What moves values without changing them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb
 
+from macai.coreml.builder import mb
 from macai.coreml.graph import Node
 from macai.coreml.ops.table import Var, lowers
 
@@ -20,6 +21,8 @@ def reshape(lowering: "Lowering", node: Node, x: Var) -> Var:
         return x
     if not shape:
         return mb.squeeze(x=x)
+    if x.op is not None and x.op.op_type == "reshape":  # of another op's lowering: attention's
+        x = x.op.x
     return mb.reshape(x=x, shape=list(shape))
 
 
@@ -60,14 +63,32 @@ def split(lowering: "Lowering", node: Node, x: Var) -> tuple[Var, ...]:
 @lowers("Slice")
 def slice_(lowering: "Lowering", node: Node, x: Var) -> Var:
     """x[begin:end:stride] on every axis; strides may be negative."""
-    begin, end, stride = (list(a) for a in node.arguments)
+    begin, end, stride, end_mask = _bounds(*node.arguments)
     shape = node.inputs[0].shape
     if begin == [0] * len(shape) and node.outputs[0].shape == shape and min(stride) > 0:
         return x
+    return mb.slice_by_index(x=x, begin=begin, end=end, stride=stride, end_mask=end_mask)
+
+
+@lowers("Pick")
+def pick(lowering: "Lowering", node: Node, x: Var) -> Var:
+    """A slice of one on some axes, which are dropped: made of Slice by passes/pick.py."""
+    *bounds, dropped = node.arguments
+    begin, end, stride, end_mask = _bounds(*bounds)
+    squeeze_mask = [axis in dropped for axis in range(len(begin))]
+    return mb.slice_by_index(
+        x=x, begin=begin, end=end, stride=stride, end_mask=end_mask, squeeze_mask=squeeze_mask
+    )
+
+
+def _bounds(
+    begin: Sequence[int], end: Sequence[int], stride: Sequence[int]
+) -> tuple[list[int], list[int], list[int], list[bool]]:
+    """Return MLX's bounds as MIL has them, and where the end is open."""
     # A negative stride that runs to the start ends at -size - 1 in MLX, and at no index in MIL.
     open_end = [s < 0 and e < 0 for e, s in zip(end, stride, strict=True)]
-    end = [0 if o else e for o, e in zip(open_end, end, strict=True)]
-    return mb.slice_by_index(x=x, begin=begin, end=end, stride=stride, end_mask=open_end)
+    closed = [0 if o else e for o, e in zip(open_end, end, strict=True)]
+    return list(begin), closed, list(stride), open_end
 
 
 def _pad_axes(node: Node) -> str | None:

@@ -6,6 +6,8 @@ from macai.coreml.passes.constants import fold_constants
 from macai.coreml.passes.linear import linear
 from macai.coreml.passes.low_rank import low_rank
 from macai.coreml.passes.mean import mean
+from macai.coreml.passes.ones import ones
+from macai.coreml.passes.pick import pick
 from macai.coreml.passes.reshapes import merge_reshapes
 from macai.coreml.passes.rows_first import rows_first
 from macai.coreml.passes.take import take
@@ -18,9 +20,11 @@ PASSES: tuple[Pass, ...] = (
     activations,
     mean,
     low_rank,
+    ones,
     merge_reshapes,
     rows_first,
     merge_reshapes,
+    pick,
 )
 
 __all__ = ["PASSES", "Graph", "Pass"]
