@@ -2,8 +2,8 @@
 
     python tests/oracles/make_diffusion_noise.py
 
-Of each seed one generator draws all sizes in turn. Of more than 64 numbers, 24 over the whole length
-and the last 20 are kept, where torch draws the tail anew.
+Of each seed one generator draws all sizes in turn. Of more than 64 numbers, 24 over the whole
+length and the last 20 are kept, where torch draws the tail anew.
 """
 
 import json

@@ -13,6 +13,7 @@ import numpy as np
 from macai.diffusion.schedulers import tables
 from macai.diffusion.schedulers.base import Array, Scheduler, predictions, thresholded
 from macai.diffusion.schedulers.options import FLOW, SigmaOptions, choice
+from macai.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,16 @@ class SolverScheduler(Scheduler):
         return -math.log(self.sigmas[k]) if self.sigmas[k] else math.inf
 
     def sigmas_at(self, timesteps: tables.Ints, table: tables.Floats, last: float) -> list[float]:
-        """Return the sigma of each timestep, and the last one."""
+        """Return the sigma of each timestep, and the last one.
+
+        Raises:
+            UsageError: A timestep twice: a step of no width leads nowhere.
+        """
+        distinct = len(np.unique(timesteps))
+        if distinct < len(timesteps):
+            raise UsageError(
+                f"{len(timesteps)} steps fall on {distinct} timesteps", hint="take fewer steps"
+            )
         sigmas = np.interp(timesteps, np.arange(len(table)), table)
         listed: list[float] = np.append(sigmas, last).astype(np.float32).tolist()
         return listed

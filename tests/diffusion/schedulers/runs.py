@@ -1,4 +1,4 @@
-"""Runs over an analytic model, here and in diffusers; the configs that models are published with."""
+"""Runs over an analytic model, and the configs that models are published with."""
 
 import numpy as np
 

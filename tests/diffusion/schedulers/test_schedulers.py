@@ -43,10 +43,11 @@ def assert_ends_as(scheduler, golden):
     assert np.abs(samples[-1].reshape(-1)[KEPT] - last).max() <= BAR * np.abs(last).max()
 
 
-@pytest.mark.parametrize("golden", GOLDEN["runs"], ids=lambda g: f"{g['name']}-{g['model']}")
+@pytest.mark.parametrize("golden", GOLDEN["runs"], ids=lambda golden: golden["name"])
 def test_a_run_ends_where_diffusers_ends_it(golden):
-    config = CONFIGS[golden["model"]]
-    assert_ends_as(ours(golden["name"], config, golden["steps"]), golden)
+    config = CONFIGS[golden.get("model", "sd15")] | golden.get("options", {})
+    scheduler = ours(golden["name"], config, golden["steps"], eta=golden.get("eta"))
+    assert_ends_as(scheduler, golden)
 
 
 @pytest.mark.parametrize("kind", ["pndm", "dpmpp"])
@@ -193,6 +194,13 @@ def test_apples_plans_are_its_own():
     assert len(ours("ddim", SD15, 50, strength=0.58).timesteps) == 28
 
 
+def test_a_refiner_begins_with_a_whole_step_of_heun():
+    for share in (0.2, 0.5, 0.8):
+        timesteps = ours("heun", SDXL, 10, denoising_start=share).timesteps
+        assert len(timesteps) % 2 == 1
+        assert timesteps[1:2] == timesteps[2:3]
+
+
 def test_pndm_calls_the_second_timestep_twice():
     assert ours("pndm", SD15, 4).timesteps == [751, 501, 501, 251, 1]
 
@@ -282,6 +290,8 @@ def test_a_plan_that_cannot_be_is_refused(arguments, words):
     ("name", "config", "steps", "words"),
     [
         ("lcm", {}, 51, "distilled over 50"),
+        ("unipc", SD15, 1000, "1000 steps fall on 999 timesteps"),
+        ("dpm++2m", SDXL, 1000, "1000 steps fall on 1 timesteps"),
         ("pndm", {}, 3, "at least 4"),
         ("swift", SD15, 1, "1 step"),
         ("swift", {"swift_scheduler": "dpmpp", "swift_timestep_spacing": "karras"}, 1, "1 step"),
