@@ -1,10 +1,10 @@
 """The schedulers of Apple's Swift package ml-stable-diffusion, as its apps run them on a device.
 
 They follow its sources' arithmetic (Scheduler.swift, DPMSolverMultistepScheduler.swift): float32
-tables, whole timesteps, the betas of Stable Diffusion and epsilon only; the package does not read a
-model's file, so one that says otherwise is refused. They differ from diffusers' namesakes: the image
-is decoded from the last estimate of the final sample, the last two DPM++ steps of a short run are of
-first order, "leading" counts from 999, and half a timestep is rounded up.
+tables, whole timesteps, the betas of Stable Diffusion and epsilon only; the package does not read
+a model's file, so one that says otherwise is refused. They differ from diffusers' namesakes: the
+image is decoded from the last estimate of the final sample, the last two DPM++ steps of a short run
+are of first order, "leading" counts from 999, and half a timestep is rounded up.
 """
 
 from collections.abc import Mapping, Sequence
