@@ -73,9 +73,27 @@ def text_model_of(config: Mapping[str, Any]) -> nn.Module:
 
 def components_of(kind: str) -> dict[str, nn.Module]:
     """Return a tiny pipeline's models with random weights."""
-    models = {"unet": model_of(UNETS[kind])}
-    models |= {name: text_model_of(config) for name, config in TEXTS[kind].items()}
-    return {name: with_random_weights(model) for name, model in models.items()}
+    components = empty_components(kind)
+    for name, weights in _random_weights(kind).items():
+        components[name].update(weights)
+    return components
+
+
+def layers_of_kind(kind: str) -> Layers:
+    """Return the layers of a tiny pipeline; no number is drawn for them."""
+    return layers_of(empty_components(kind))
+
+
+def empty_components(kind: str) -> dict[str, nn.Module]:
+    """Return a tiny pipeline's models, whose weights nobody has computed."""
+    texts = {name: text_model_of(config) for name, config in TEXTS[kind].items()}
+    return {"unet": model_of(UNETS[kind])} | texts
+
+
+@cache
+def _random_weights(kind: str) -> dict[str, Any]:
+    models = empty_components(kind).items()
+    return {name: with_random_weights(model).parameters() for name, model in models}
 
 
 def answers_of(components: Mapping[str, nn.Module], kind: str) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from macai.diffusion.lora.layers import layers_of
 from macai.diffusion.lora.names import (
     Layer,
     NameTable,
@@ -14,7 +13,7 @@ from macai.diffusion.lora.names import (
     target_paths,
 )
 from macai.errors import AdapterError
-from tests.diffusion.lora.lora_cases import components_of, full_size, original_names
+from tests.diffusion.lora.lora_cases import full_size, layers_of_kind, original_names
 
 FULL_SIZE = ["sd1", "sd2", "sdxl", "sdxl-refiner"]
 DEEP = "down_blocks.1.attentions.0.transformer_blocks.0"
@@ -54,8 +53,7 @@ def test_the_original_implementations_names_are_those_of_its_checkpoints(kind):
 
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
 def test_the_layers_of_a_model_have_torchs_shapes(kind):
-    components = components_of(kind)
-    layers = layers_of(components)
+    layers = layers_of_kind(kind)
     assert layers["unet"]["conv_in"] == (16, 4, 3, 3)
     assert layers["text_encoder"]["text_model.encoder.layers.0.mlp.fc1"] == (96, 64)
     assert ("text_projection" in layers.get("text_encoder_2", {})) == (kind == "xl")

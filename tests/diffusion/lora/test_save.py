@@ -22,6 +22,7 @@ from tests.diffusion.lora.lora_cases import (
     components_of,
     drawn,
     full_size,
+    layers_of_kind,
     randomise,
     worst,
 )
@@ -69,7 +70,7 @@ def test_a_written_lora_is_read_as_it_was(kind, form, tmp_path):
 @pytest.mark.parametrize("form", SAVE)
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
 def test_a_read_lora_is_written_as_it_was(kind, form, tmp_path):
-    layers = layers_of(components_of(kind))
+    layers = layers_of_kind(kind)
     lora = read_lora(GOLDENS / f"diffusion_lora_{kind}.safetensors", layers)
     assert len({u.scale for u in lora.modules["unet"].values()}) > 2
     SAVE[form](tmp_path / FILE, lora, layers)
@@ -123,17 +124,23 @@ def test_diffusers_finds_ranks_alphas_and_targets_in_the_metadata(tmp_path):
     add_lora(unet, ["conv_in"], name="other", rank=2, alpha=8)
     text = ["text_model.encoder.layers.1.mlp.fc1"]
     add_lora(components["text_encoder"], text, name="mine", rank=3, alpha=1)
-    lora = trained_lora(components, "mine")
-    lora.modules["unet"]["conv_in"] = trained_lora(components, "other").modules["unet"]["conv_in"]
+    text = ["text_model.encoder.layers.0.mlp.fc1", "text_model.encoder.layers.2.mlp.fc1"]
+    add_lora(components["text_encoder"], text, name="other", rank=2, alpha=5)
+    lora, other = trained_lora(components, "mine"), trained_lora(components, "other")
+    for component, updates in other.modules.items():
+        lora.modules[component] |= updates
     save_diffusers(tmp_path / FILE, lora, layers)
     arrays, metadata = load_arrays(tmp_path / FILE)
     assert metadata["format"] == "pt"
     config = json.loads(metadata["lora_adapter_metadata"])
     assert (config["unet.r"], config["unet.lora_alpha"]) == (4, 2)
-    assert (config["text_encoder.r"], config["text_encoder.lora_alpha"]) == (3, 1)
+    assert (config["text_encoder.r"], config["text_encoder.lora_alpha"]) == (2, 5)
     assert config["unet.rank_pattern"] == {"conv_in": 2}
     assert config["unet.alpha_pattern"] == {"conv_in": 8}
-    assert config["text_encoder.target_modules"] == ["encoder.layers.1.mlp.fc1"]
+    # Without "text_model.", which transformers 5 does not have: a tail fits older ones as well.
+    assert config["text_encoder.rank_pattern"] == {"encoder.layers.1.mlp.fc1": 3}
+    assert config["text_encoder.alpha_pattern"] == {"encoder.layers.1.mlp.fc1": 1}
+    assert config["text_encoder.target_modules"] == ["fc1"]
     assert config["unet.peft_type"] == "LORA"
     assert "conv_in" in "".join(config["unet.target_modules"])
     attn = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -141,6 +148,15 @@ def test_diffusers_finds_ranks_alphas_and_targets_in_the_metadata(tmp_path):
     assert arrays["unet.conv_in.lora_A.weight"].shape == (2, 4, 3, 3)
     assert arrays["unet.conv_in.lora_B.weight"].shape == (16, 2, 1, 1)
     assert "text_encoder.text_model.encoder.layers.1.mlp.fc1.lora_B.weight" in arrays
+
+
+def test_a_target_of_few_layers_is_named_by_its_whole_path(tmp_path):
+    components = components_of("sd1")
+    path = "encoder.layers.1.mlp.fc1"
+    add_lora(components["text_encoder"], [f"text_model.{path}"], name="mine", rank=3, alpha=1)
+    save_diffusers(tmp_path / FILE, trained_lora(components, "mine"), layers_of(components))
+    config = json.loads(load_arrays(tmp_path / FILE)[1]["lora_adapter_metadata"])
+    assert config["text_encoder.target_modules"] == [path]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +220,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kohyas_files_hold_every_kind_of_update(kind, tmp_path):
-    layers = layers_of(components_of("sd1"))
+    layers = layers_of_kind("sd1")
     lora = one_layer(KINDS[kind])
     save_kohya(tmp_path / "lora.safetensors", lora, layers)
     back = read_lora(tmp_path / "lora.safetensors", layers)
@@ -217,7 +233,7 @@ def test_kohyas_files_hold_every_kind_of_update(kind, tmp_path):
 
 
 def test_a_tucker_update_comes_back_from_kohyas_file(tmp_path):
-    layers = layers_of(components_of("sd1"))
+    layers = layers_of_kind("sd1")
     parts = {
         "down": drawn("a", 2, 32, 1, 1),
         "mid": drawn("b", 2, 2, 3, 3),
@@ -239,13 +255,13 @@ def test_a_tucker_update_comes_back_from_kohyas_file(tmp_path):
 def test_diffusers_files_hold_plain_updates_only(kind, tmp_path):
     word = kind.split()[0]
     with pytest.raises(AdapterError, match=f"a {word} update has no place in a diffusers file"):
-        save_diffusers(tmp_path / FILE, one_layer(KINDS[kind]), layers_of(components_of("sd1")))
+        save_diffusers(tmp_path / FILE, one_layer(KINDS[kind]), layers_of_kind("sd1"))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form", SAVE)
 def test_numbers_that_are_not_finite_are_not_written(form, tmp_path):
-    layers = layers_of(components_of("sd1"))
+    layers = layers_of_kind("sd1")
     lora = one_layer(LOW | {"up": np.full((32, 2), np.nan, np.float32)})
     with pytest.raises(AdapterError, match=r"attn1.to_q.* is not finite in mlx.core.float32"):
         SAVE[form](tmp_path / FILE, lora, layers)
