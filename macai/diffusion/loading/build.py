@@ -13,6 +13,7 @@ import numpy as np
 
 from macai.diffusion.loading.contents import Part
 from macai.diffusion.loading.coverage import match, named, torch_shapes
+from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.stored import FLOATS, StoredTensor
 from macai.diffusion.models import from_config
 from macai.diffusion.models.layout import to_mlx
@@ -27,6 +28,16 @@ DTYPES: Mapping[str, mx.Dtype] = {
 }
 BITS = (4, 8)
 GROUP_SIZES = (64, 32)  # of inputs that share a scale, the first that divides their number
+_LARGEST = 1 << 20
+# Of layers: each has tensors of its own, and a model is built before its weights are looked for.
+_COUNTS = (
+    "num_hidden_layers",
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "num_encoder_blocks",
+    "num_decoder_blocks",
+)
 # Whose rounding every step of a trajectory or every token would carry on; they are small besides.
 _NOT_QUANTISED = ("time_embedding", "add_embedding", "class_embedding", "text_projection")
 
@@ -45,10 +56,37 @@ def skeleton(part: Part, path: Path) -> nn.Module:
     Raises:
         ModelError: the config is not of a model that is known.
     """
+    _check_sizes(part, path)
     try:
         return from_config(part.config)
     except ModelError as e:
         raise type(e)(f"{path}: {e.message}", hint=e.hint) from e
+    except (ValueError, ZeroDivisionError) as e:  # of MLX's layers, for a size below 1
+        raise ModelError(
+            f"{path}: no model can be built of its config: {shown(e)}",
+            hint="is it the config.json of this model?",
+        ) from e
+
+
+def _check_sizes(part: Part, path: Path) -> None:
+    have = len(part.tensors)
+    for key, value in part.config.items():
+        most = have if key in _COUNTS else _LARGEST
+        if any(number > most for number in _numbers(value)):
+            raise ModelError(
+                f"{path}: {have} tensors, and a config with {shown(key)} = {shown(value)}",
+                hint="is it the config.json of this model?",
+            )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Yield the numbers in a value of a config, and how long its lists are."""
+    if isinstance(value, list | tuple):
+        yield len(value)
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def build(component: str, part: Part, precision: Precision) -> nn.Module:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.nn as nn
 
+from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.sources import Source, Table
 from macai.diffusion.loading.stored import StoredTensor
 from macai.errors import ModelError
@@ -144,7 +145,7 @@ def match(
 
 def named(values: Sequence[str], separator: str = ", ") -> str:
     """Return the first few of many, and how many more there are."""
-    text = separator.join(value[:120] for value in values[:SHOWN])
+    text = separator.join(shown(value, 120) for value in values[:SHOWN])
     return text if len(values) <= SHOWN else f"{text}{separator}and {len(values) - SHOWN} more"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from macai.diffusion.loading.contents import COMPONENTS, TOKENIZERS, Contents, Part, kind_of
+from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.loading.weights import open_weights
 from macai.errors import FormatError, ModelError
@@ -77,7 +78,7 @@ def component_of(file: Path, config: Mapping[str, Any]) -> str:
     name = config.get("_class_name") or named
     if not isinstance(name, str) or name not in ALONE:
         raise ModelError(
-            f"{file}: a model of class {str(name)[:60]}, which is none of Stable Diffusion",
+            f"{file}: a model of class {shown(name, 60)}, which is none of Stable Diffusion",
             hint=f"known: {', '.join(ALONE)}",
         )
     return ALONE[name]
@@ -90,7 +91,7 @@ def read_json(file: Path) -> dict[str, Any]:
             data = f.read(MAX_JSON_BYTES + 1)
         value = json.loads(data[:MAX_JSON_BYTES] if len(data) <= MAX_JSON_BYTES else b"")
     except (OSError, ValueError, RecursionError) as e:
-        raise FormatError(f"{file}: not readable as JSON: {str(e)[:200]}") from e
+        raise FormatError(f"{file}: not readable as JSON: {shown(e)}") from e
     if not isinstance(value, dict):
         raise FormatError(f"{file}: not a JSON object")
     return value
@@ -104,6 +105,7 @@ def _pipeline(path: Path, variant: str | None) -> Contents:
     for name in COMPONENTS:
         if name in named:
             config = read_json(_existing(path / name / CONFIG))
+            component_of(path / name / CONFIG, config)
             parts[name], has_variant = _part(path / name, config, variant, required=False)
             if not has_variant:
                 plain.append(name)
@@ -185,11 +187,13 @@ def _shards(index: Path) -> dict[str, StoredTensor]:
             raise FormatError(f"{index}: {name[:100]!r} is no name of a file beside it")
         for key, tensor in open_weights(_existing(index.parent / name)).tensors.items():
             if places.get(key) != name:
-                raise FormatError(f"{index}: {key[:100]} is in {name}, where it is not said to be")
+                raise FormatError(
+                    f"{index}: {shown(key)} is in {shown(name)}, where it is not said to be"
+                )
             tensors[key] = tensor
     if missing := places.keys() - tensors.keys():
         raise FormatError(
-            f"{index}: {len(missing)} tensors are in no file, the first {min(missing)[:100]}",
+            f"{index}: {len(missing)} tensors are in no file, the first {shown(min(missing))}",
             hint="is the copy complete?",
         )
     return tensors

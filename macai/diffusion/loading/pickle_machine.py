@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from macai.diffusion.loading.shown import shown
 from macai.errors import FormatError, ModelError
 
 MAX_PICKLE_BYTES = 16 << 20  # tensors take about 300 bytes each: fifty thousand
@@ -97,7 +98,7 @@ class Machine:
             except StopIteration:
                 return
             except (ValueError, OverflowError, IndexError, struct.error) as e:
-                raise self.damaged(f"cannot be taken apart: {str(e)[:200]}") from e
+                raise self.damaged(f"cannot be taken apart: {shown(e, 200)}") from e
         raise self.damaged(f"has more than {MAX_OPCODES} opcodes")
 
     def _push(self, value: Any) -> None:
@@ -141,10 +142,9 @@ class Machine:
             raise self.damaged("has a name that is no text")
         wanted = f"{module} {name}"
         if wanted not in self._names:
-            shown = f"{module[:60]}.{name[:60]}"
-            shown = "".join(c if c.isprintable() else "?" for c in shown)
+            what = f"{shown(module, 60)}.{shown(name, 60)}"
             raise ModelError(
-                f"{self._path}: it wants to run {shown}, which no weights need; nothing was run",
+                f"{self._path}: it wants to run {what}, which no weights need; nothing was run",
                 hint="get the model as .safetensors: such a file holds nothing that can be run",
             )
         self._push(self._names[wanted])
@@ -164,7 +164,7 @@ class Machine:
         try:
             self._push(function.build(*args))
         except TypeError as e:
-            what = f"calls {function.name} with arguments that cannot be: {str(e)[:200]}"
+            what = f"calls {function.name} with arguments that cannot be: {shown(e, 200)}"
             raise self.damaged(what) from e
 
     def _build(self, _: Any) -> None:

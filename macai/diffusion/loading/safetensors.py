@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.stored import ITEM_BYTES, StoredTensor
 from macai.errors import FormatError
 
@@ -44,10 +45,11 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         dtype, shape, begin, end = _entry(path, name, entry)
         if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
             raise _damaged(
-                path, f"{name} is {end - begin} bytes long, which {dtype} {list(shape)} is not"
+                path,
+                f"{shown(name)} is {end - begin} bytes long, which {dtype} {list(shape)} is not",
             )
         if start + end > size:
-            raise _damaged(path, f"{name} ends at byte {start + end}, the file at {size}")
+            raise _damaged(path, f"{shown(name)} ends at byte {start + end}, the file at {size}")
         spans.append((begin, end, name))
         tensors[name] = StoredTensor.contiguous(path, name, dtype, shape, start + begin)
     _check_spans(path, sorted(spans), size - start)
@@ -71,21 +73,21 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     try:
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as e:
-        raise _damaged(path, f"its header is not JSON: {str(e)[:100]}") from e
+        raise _damaged(path, f"its header is not JSON: {shown(e)}") from e
     return header, 8 + length, size
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict):
-        raise _damaged(path, f"{name[:100]} is not described by an object")
+        raise _damaged(path, f"{shown(name)} is not described by an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _damaged(path, f"{name[:100]} has no shape that can be")
+        raise _damaged(path, f"{shown(name)} has no shape that can be")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(path, f"{name[:100]} has no place that can be")
+        raise _damaged(path, f"{shown(name)} has no place that can be")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise FormatError(
-            f"{path}: {name[:100]} is of type {str(dtype)[:20]!r}, which cannot be read",
+            f"{path}: {shown(name)} is of type {shown(dtype, 20)!r}, which cannot be read",
             hint=f"types that can: {', '.join(ITEM_BYTES)}",
         )
     return dtype, tuple(shape), offsets[0], offsets[1]
@@ -99,11 +101,13 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 def _check_spans(path: Path, spans: list[tuple[int, int, str]], size: int) -> None:
     for (_, end, first), (begin, _, second) in itertools.pairwise(spans):
         if begin < end:
-            raise _damaged(path, f"{first} and {second} overlap")
+            raise _damaged(path, f"{shown(first)} and {shown(second)} overlap")
         if begin > end:
-            raise _damaged(path, f"{begin - end} bytes between {first} and {second} belong to none")
+            raise _damaged(path, f"{begin - end} bytes before {shown(second)} belong to none")
     if spans[-1][1] != size:
-        raise _damaged(path, f"{size - spans[-1][1]} bytes after {spans[-1][2]} belong to none")
+        raise _damaged(
+            path, f"{size - spans[-1][1]} bytes after {shown(spans[-1][2])} belong to none"
+        )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from macai.diffusion.loading import known_configs
 from macai.diffusion.loading.contents import CUSTOM, Contents, Part, kind_of
 from macai.diffusion.loading.coverage import left_over
 from macai.diffusion.loading.folder import CONFIG, component_of, read_json
+from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.sources import (
     EMA,
     MakeTable,
@@ -133,12 +134,16 @@ def read_single_file(path: Path, wishes: Wishes) -> Contents:
         if test(file):
             return read(file)
     named = (what for part, what in _OTHERS.items() if any(part in n for n in file.tensors))
-    raise _unknown(path, next(named, f"its first tensor is called {min(file.tensors, default='')}"))
+    raise _unknown(
+        path, next(named, f"its first tensor is called {shown(min(file.tensors, default=''))}")
+    )
 
 
 def _whole(file: _File) -> Contents:
     if edm := [name for name in file.tensors if name.startswith(_EDM)]:
-        raise _unknown(file.path, f"it needs a schedule of its own ({edm[0]}), as Playground 2.5")
+        raise _unknown(
+            file.path, f"it needs a schedule of its own ({shown(edm[0])}), as Playground 2.5"
+        )
     unet, kind = _unet(file)
     parts = {"unet": unet}
     prefix = next((p for p in VAES if file.under(p)), None)
@@ -148,7 +153,7 @@ def _whole(file: _File) -> Contents:
     owned = set().union(*(part.tensors for part in parts.values()))
     ignored: dict[str, int] = {}
     for name in file.tensors.keys() - owned:
-        reason = left_over(name) or f"{name.split('.')[0][:40]}.*"
+        reason = left_over(name) or f"{shown(name.split('.')[0], 40)}.*"
         ignored[reason] = ignored.get(reason, 0) + 1
     return Contents(
         kind,

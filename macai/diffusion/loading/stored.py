@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from macai.diffusion.loading.shown import shown
 from macai.errors import FormatError
 
 _NUMPY: dict[str, str] = {
@@ -114,7 +115,7 @@ class StoredTensor:
             raise FormatError(f"{self.file}: cannot be read: {e.strerror or e}") from e
         if len(numbers) < span:
             raise FormatError(
-                f"{self.file}: it ends inside {self.name}", hint="did it change meanwhile?"
+                f"{self.file}: it ends inside {shown(self.name)}", hint="did it change meanwhile?"
             )
         strides = [s * dtype.itemsize for s in self.strides]
         return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from macai.diffusion.loading.pickle_machine import MAX_PICKLE_BYTES, Machine
+from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.stored import ITEM_BYTES, StoredTensor
 from macai.diffusion.loading.torch_objects import NAMES, PickledTensor, Storage, storage
 from macai.errors import FormatError
@@ -96,7 +97,7 @@ def _read_archive(path: Path) -> tuple[Any, Place]:
         # All that zipfile raises for an archive that is not one.
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError,
                 RuntimeError, IndexError, struct.error) as e:  # fmt: skip
-            raise _damaged(path, f"not a whole archive: {str(e)[:200]}") from e
+            raise _damaged(path, f"not a whole archive: {shown(e, 200)}") from e
     value = Machine(path, NAMES, _storage_of(path)).run(pickle)
     return value, _Members(path, members, root).place
 
@@ -118,11 +119,11 @@ def _root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
 
 def _check_member(path: Path, info: zipfile.ZipInfo, limit: int) -> None:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise _damaged(path, f"{info.filename[:100]} in it is compressed, which torch never does")
+        raise _damaged(path, f"{shown(info.filename)} in it is compressed, which torch never does")
     if info.flag_bits & 1:
-        raise _damaged(path, f"{info.filename[:100]} in it is encrypted")
+        raise _damaged(path, f"{shown(info.filename)} in it is encrypted")
     if info.file_size > limit:
-        raise _damaged(path, f"{info.filename[:100]} in it has {info.file_size} bytes")
+        raise _damaged(path, f"{shown(info.filename)} in it has {info.file_size} bytes")
 
 
 class _Members:
@@ -141,7 +142,8 @@ class _Members:
         if storage.size * item > info.file_size:
             raise _damaged(
                 self._path,
-                f"storage {storage.key[:20]} has {info.file_size} bytes for {storage.size} numbers",
+                f"storage {shown(storage.key, 20)} has {info.file_size} bytes for "
+                f"{storage.size} numbers",
             )
         return self._begins[storage.key] + offset * item
 

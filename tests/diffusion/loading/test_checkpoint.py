@@ -1,6 +1,8 @@
 """Loading a component: types, bits, memory, and weights that cannot be used."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -133,6 +135,26 @@ def test_a_config_that_is_not_supported_names_its_file(folder: Path, models: Mod
     config.write_text(config.read_text().replace('"DownBlock2D"', '"AttnDownBlock2D"'))
     with pytest.raises(ModelError, match=r"diffusion_pytorch_model\.safetensors: .*AttnDown"):
         open_checkpoint(folder).load("unet")
+
+
+@pytest.mark.parametrize(
+    ("component", "changes", "said"),
+    [
+        ("text_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
+        ("unet", {"layers_per_block": 10**9}, "layers_per_block = 1000000000"),
+        ("unet", {"transformer_layers_per_block": [1, 10**9]}, "transformer_layers_per_block"),
+        ("vae", {"block_out_channels": [2**40, 32]}, "block_out_channels"),
+        ("vae", {"latent_channels": -1}, "no model can be built of its config"),
+        ("text_encoder", {"intermediate_size": 0}, "no model can be built of its config"),
+    ],
+)
+def test_a_config_of_absurd_sizes_builds_nothing(
+    folder: Path, models: Models, component: str, changes: dict[str, Any], said: str
+) -> None:
+    config = folder / component / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(ModelError, match=said):
+        open_checkpoint(folder).load(component)
 
 
 def test_wishes_that_cannot_be_are_refused(folder: Path, models: Models) -> None:

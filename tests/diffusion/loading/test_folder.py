@@ -256,6 +256,9 @@ def test_a_pipeline_of_another_kind_is_refused(folder: Path, models: Models) -> 
     (folder / "model_index.json").write_text('{"transformer": ["diffusers", "X"]}')
     with pytest.raises(ModelError, match="names no component of Stable Diffusion"):
         open_checkpoint(folder)
+    edit(folder / "unet" / "config.json", _class_name={"a": 1})
+    with pytest.raises(ModelError, match="a model of class"):
+        open_checkpoint(folder / "unet")
     edit(folder / "unet" / "config.json", _class_name="FluxTransformer2DModel")
     with pytest.raises(ModelError, match="FluxTransformer2DModel, which is none"):
         open_checkpoint(folder / "unet")

@@ -183,7 +183,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(header=st.dictionaries(st.text(max_size=6), ENTRY | JSON, max_size=4) | JSON)
 def test_only_our_errors_come_out_of_any_header(
     tmp_path_factory: pytest.TempPathFactory, header: Any
@@ -198,13 +198,14 @@ def test_only_our_errors_come_out_of_any_header(
         assert tensor.read().nbytes <= 64
 
 
-def test_only_our_errors_come_out_of_a_damaged_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_only_our_errors_come_out_of_a_damaged_file(tmp_path: Path, count: int) -> None:
     whole = tmp_path / "w.safetensors"
     arrays = {"a": mx.arange(6.0), "b": mx.ones((2, 3)).astype(mx.float16)}
     mx.save_safetensors(str(whole), arrays, metadata={"format": "pt"})
     data, rng, refused = whole.read_bytes(), random.Random(0), 0
     path = tmp_path / "damaged.safetensors"
-    for _ in range(300):
+    for _ in range(count):
         changed = bytearray(data)
         for _ in range(rng.choice([1, 1, 2, 5])):
             changed[rng.randrange(len(changed))] = rng.randrange(256)
@@ -214,4 +215,4 @@ def test_only_our_errors_come_out_of_a_damaged_file(tmp_path: Path) -> None:
                 tensor.read()
         except MacaiError:
             refused += 1
-    assert refused > 180
+    assert refused > count * 0.6

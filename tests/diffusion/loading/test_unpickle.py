@@ -334,19 +334,20 @@ def test_a_truncated_checkpoint_is_named(
         message(path)
 
 
+@pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_only_our_errors_come_out_of_a_damaged_checkpoint(
-    golden: dict[str, np.ndarray], tmp_path: Path, kind: str
+    golden: dict[str, np.ndarray], tmp_path: Path, kind: str, count: int
 ) -> None:
     data, rng, refused = golden[kind].tobytes(), random.Random(1), 0
     path = tmp_path / "m.ckpt"
-    for _ in range(250):
+    for _ in range(count):
         changed = bytearray(data)
         for _ in range(rng.choice([1, 1, 2, 5, 20])):
             changed[rng.randrange(len(changed))] = rng.randrange(256)
         path.write_bytes(changed)
         refused += not harmless(path)
-    assert refused > 60
+    assert refused > count * 0.25
 
 
 def harmless(path: Path) -> bool:
@@ -367,7 +368,7 @@ PIECES = st.sampled_from(
 ) | st.binary(max_size=6)  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(pieces=st.lists(PIECES, max_size=30))
 def test_only_our_errors_come_out_of_any_pickle(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
