@@ -1,12 +1,17 @@
 """Fixtures every folder uses, and what a marker needs to run."""
 
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers with a thread a core each would wait for each other, and so would what they start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from macai.catalog import MODELS, load_converter, locate_model
