@@ -6,8 +6,7 @@ import mlx.nn as nn
 
 from macai.data.batches import in_order, make_batch
 from macai.data.tokens import Example
-from macai.models.arrays import scalar
-from macai.train.loss import Logits, next_token_loss
+from macai.train.loss import Logits, loss_value
 
 
 def mean_loss(
@@ -32,7 +31,7 @@ def mean_loss(
         total, learnt = 0.0, 0
         batches = (make_batch(examples, plan, pad_id=pad_id, prefix=prefix) for plan in plans)
         for done, batch in enumerate(batches, 1):
-            total += scalar(next_token_loss(model, batch, logits))
+            total += loss_value(model, batch, logits)
             learnt += batch.learnt_tokens
             yield done, len(plans), total / learnt
     finally:

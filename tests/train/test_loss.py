@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from mlx_lm.models import cohere, gemma2, llama
 
+from macai.data.batches import Batch
 from macai.models.arrays import named_arrays
-from macai.train.loss import _cross_entropy, _picked, _whole, logits_for, next_token_loss
+from macai.train.loss import (
+    _picked,
+    _whole,
+    cross_entropy,
+    logits_for,
+    loss_value,
+    next_token_loss,
+)
 from tests.train.cases import batch_of, make_examples
 
 SIZES = ((30, 12), (5, 1), (17, 16), (9, 3))
@@ -109,6 +117,8 @@ def test_the_tiny_model_has_the_loss_computed_apart(tiny):
     loss = next_token_loss(tiny.model, batch_of(examples), logits_for(tiny.model))
     expected = cross_entropy_computed_apart(tiny.model, examples)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+    value = loss_value(tiny.model, batch_of(examples), logits_for(tiny.model))
+    assert value == pytest.approx(expected, rel=1e-6)
 
 
 def test_gradients_are_the_same_for_picked_and_whole_logits(adapted):
@@ -161,9 +171,11 @@ def test_cross_entropy_and_its_gradient_are_those_of_float64():
     losses = np.log(np.exp(exact).sum(axis=-1)) - exact[np.arange(7), targets]
     gradient = (softmax - np.eye(50)[targets]) * weights[:, None]
 
-    def total(x):
-        return (_cross_entropy(x, mx.array(targets)) * mx.array(weights.astype(np.float32))).sum()
-
-    value, slope = mx.value_and_grad(total)(mx.array(scores))
-    assert value.item() == pytest.approx((losses * weights).sum(), rel=1e-5)
-    np.testing.assert_allclose(np.array(slope), gradient, rtol=1e-5, atol=1e-6)
+    weights = weights.astype(np.float32)
+    arrays = (mx.array(targets), mx.array(weights))
+    batch = Batch(None, mx.zeros((1, 7)), mx.arange(7), *arrays, learnt_tokens=7, real_tokens=7)
+    slope = mx.zeros((7, 50))
+    mx.eval(slope)
+    values = [cross_entropy(mx.array(scores), batch, x) for x in (slope, None)]
+    assert values == pytest.approx([(losses * weights).sum()] * 2, rel=1e-6)
+    np.testing.assert_allclose(np.array(slope), gradient, rtol=1e-5, atol=1e-7)

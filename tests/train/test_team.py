@@ -230,6 +230,7 @@ def test_the_cores_are_shared_out_while_a_step_is_computed_and_given_back(team_o
     team = team_of()
     team._gradient = Gradient(team._model, watched)
     before = openblas.openblas_get_num_threads()
+    seen.clear()
     with team:
         team(divide(STEP, LENGTHS, 2), 0)
     assert (seen, openblas.openblas_get_num_threads()) == ([3], before)
