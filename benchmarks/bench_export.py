@@ -1,11 +1,15 @@
 """Seconds and memory of exporting a language model, beside torch and coremltools' own converter.
 
     python benchmarks/bench_export.py [--model DIR] [--runs 3] [--peer torch] [--context 512]
+                                      [--peer-python PYTHON] [--verified]
 
 Each export is a process of its own, from the folder of a Hugging Face model to a saved package;
-the two alternate in one run. macai writes two functions with states (a prefill of 64 tokens, and
-decode); the peer traces transformers' model for 64 tokens without a cache and converts that: less.
-It needs the oracle extra. Prints one JSON line: medians, peak resident memory, and their ratios.
+they alternate in one run. macai writes two functions with states (a prefill of 64 tokens, and
+decode), not compared with the model; with --verified once more as it does unless told not to,
+compared. The peer traces transformers' model for 64 tokens without a cache and converts that: less.
+It needs the oracle extra, in the Python that --peer-python names. Prints one JSON line: medians of
+wall and of CPU seconds (user and system, of all threads), the highest peak of resident memory, and
+their ratios.
 """
 
 import argparse
@@ -17,9 +21,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from macai.bench.machine import machine, versions
 
+# A folder of the model in float16, which both sides read.
+_HALVES = """
+import sys
+from pathlib import Path
+import macai.models
+import mlx.core as mx
+from macai.catalog import locate_model
+from macai.coreml.bundle import settle_weights
+from macai.models.fuse import write_model
+from macai.models.load import load_model
+loaded = load_model(locate_model(sys.argv[1], progress=lambda *_: None), as_stored=True)
+settle_weights(loaded, mx.float16)
+write_model(loaded, Path(sys.argv[2]), dtype="float16")
+"""
 _TORCH = """
 import sys, warnings
 warnings.simplefilter("ignore")
@@ -49,8 +68,16 @@ package.save(out)
 """
 
 
-def measure(command: list[str]) -> tuple[float, int]:
-    """Run a process; return its wall seconds and its peak resident memory, bytes."""
+class Run(NamedTuple):
+    """Of a process: wall and CPU seconds, and its peak resident memory, bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def measure(command: list[str]) -> Run:
+    """Run a process. Linux counts what it was forked from in its peak: keep this one small."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -59,23 +86,8 @@ def measure(command: list[str]) -> tuple[float, int]:
     if status:
         raise SystemExit(f"{command[:4]}: {said.decode()[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - began, usage.ru_maxrss * unit
-
-
-def half_model(model: str, folder: Path) -> Path:
-    """Return a folder of the model in float16, which both sides read."""
-    import mlx.core as mx
-
-    from macai.catalog import locate_model
-    from macai.coreml.bundle import settle_weights
-    from macai.models.fuse import write_model
-    from macai.models.load import load_model
-
-    loaded = load_model(locate_model(model, progress=lambda *_: None), as_stored=True)
-    settle_weights(loaded, mx.float16)
-    folder.mkdir()
-    write_model(loaded, folder, dtype="float16")
-    return folder
+    seconds = time.perf_counter() - began
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
 def main() -> None:
@@ -85,31 +97,46 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--context", type=int, default=512)
     options.add_argument("--peer", choices=["torch", "none"], default="none")
+    options.add_argument("--peer-python", default=sys.executable)
+    options.add_argument("--verified", action="store_true")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
-        folder = half_model(chosen.model, Path(scratch) / "model")
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        measure([sys.executable, "-c", _HALVES, chosen.model, str(folder)])
         ours = [sys.executable, "-m", "macai", "export", "llm", "--model", str(folder)]
-        ours += ["--no-verify", "--force", "--context", str(chosen.context)]
-        ours += ["--out", f"{scratch}/ours"]
-        commands = {"macai": ours}
+        ours += ["--force", "--context", str(chosen.context), "--out", f"{scratch}/ours"]
+        commands = {"macai": [*ours, "--no-verify"]}
+        if chosen.verified:
+            commands["macai, verified"] = ours
         if chosen.peer == "torch":
-            torch = [sys.executable, "-c", _TORCH, str(folder), f"{scratch}/t.mlpackage", "64"]
-            commands["torch"] = torch
-        runs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+            torch = ["-c", _TORCH, str(folder), f"{scratch}/t.mlpackage", "64"]
+            commands["torch"] = [chosen.peer_python, *torch]
+        runs: dict[str, list[Run]] = {name: [] for name in commands}
         for _ in range(chosen.runs):
             for name, command in commands.items():
                 runs[name].append(measure(command))
         weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    result: dict[str, object] = {"benchmark": "export", "runs": chosen.runs}
-    seconds = {name: statistics.median(s for s, _ in of) for name, of in runs.items()}
-    memory = {name: max(m for _, m in of) for name, of in runs.items()}
-    result["median_seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-    result["peak_bytes"] = memory
-    result["weight_bytes"] = weights
-    result["peak_per_weight_byte"] = {n: round(m / weights, 2) for n, m in memory.items()}
+    result = {"benchmark": "export", "runs": chosen.runs, **summary(runs, weights)}
+    print(json.dumps(result | {"machine": machine(), "versions": versions()}))
+
+
+def summary(runs: dict[str, list[Run]], weights: int) -> dict[str, object]:
+    """Return medians and ratios by name."""
+    seconds = {name: statistics.median(run.seconds for run in of) for name, of in runs.items()}
+    cpu = {name: statistics.median(run.cpu_seconds for run in of) for name, of in runs.items()}
+    memory = {name: max(run.peak_bytes for run in of) for name, of in runs.items()}
+    result: dict[str, object] = {
+        "median_seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "median_cpu_seconds": {name: round(value, 2) for name, value in cpu.items()},
+        "peak_bytes": memory,
+        "weight_bytes": weights,
+        "peak_per_weight_byte": {n: round(m / weights, 2) for n, m in memory.items()},
+    }
     if "torch" in seconds:
         result["torch_seconds_per_macai_second"] = round(seconds["torch"] / seconds["macai"], 2)
-    print(json.dumps(result | {"machine": machine(), "versions": versions()}))
+        result["the_same_of_cpu_seconds"] = round(cpu["torch"] / cpu["macai"], 2)
+    return result
 
 
 if __name__ == "__main__":

@@ -77,13 +77,17 @@ def llm(
     The package is run here, by macai's own runtime, and compared with the model; one that does not
     agree is not kept. Core ML itself is not needed and not asked.
     """
-    from macai.catalog import locate_model
-    from macai.cli.progress import reporting
-    from macai.coreml.bundle import bundle_name
-    from macai.coreml.export_llm import Export, export_llm
+    from macai.cli.lean import lean_imports
     from macai.files import atomic_directory, refuse_existing
 
     refuse_existing(out, force=force)
+    with lean_imports():
+        import mlx_lm.utils  # noqa: F401 - what loads the model, below
+
+        from macai.catalog import locate_model
+        from macai.cli.progress import reporting
+        from macai.coreml.bundle import bundle_name
+        from macai.coreml.export_llm import Export, export_llm
     adapters = _named(adapter or [])
     text = None if calibrate is None else read_text(calibrate)
     with atomic_directory(out, force=force) as folder, reporting() as progress:
