@@ -1,0 +1,112 @@
+"""A recipe that tunes a language model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from macai.recipe.fields import OPTIMIZER, SCHEDULE, Optimizer, Schedule, Strings, number, strings
+
+ALL_LINEAR = "all-linear"
+"""In `adapter.targets`: every linear layer of every block, which is the default."""
+
+_TARGETS = Strings(
+    what="name",
+    one="module",
+    example='write ["q_proj", "v_proj"] or ["all-linear"]',
+    alone=ALL_LINEAR,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What is trained, and how large it is.
+
+    Attributes:
+        method: The family of adapter.
+        rank: Columns of the low-rank factors.
+        alpha: Scale of the update before division: the update is multiplied by alpha / rank.
+        dropout: Probability in [0, 1) that an input of the adapter is zeroed while training.
+        targets: Suffixes of module names such as "self_attn.q_proj", or the one word "all-linear".
+        layers: How many blocks get an adapter, counted from the last; 0 is all. Gradients are
+            computed down to the first of them only, so fewer make a step cheaper.
+    """
+
+    method: Literal["lora"] = "lora"
+    rank: int = number(16, 1)
+    alpha: float = number(32.0, 0, low_included=False)
+    dropout: float = number(0.0, 0, 1, high_included=False)
+    targets: tuple[str, ...] = strings((ALL_LINEAR,), _TARGETS)
+    layers: int = number(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """How many rows make a step.
+
+    Attributes:
+        tokens: Tokens of a step, padding included: rows times width stays within it. A row counts
+            up to its last learnt token, and with what it shares with other rows.
+        micro_tokens: Tokens computed at once, which decides the memory needed and nothing else: the
+            gradients of a step's parts are added. 0: the whole step.
+    """
+
+    tokens: int = number(2048, 1)
+    micro_tokens: int = number(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What is learnt from.
+
+    Attributes:
+        path: A folder or .jsonl file of rows. Relative to the recipe's file when written in one,
+            to the current folder in `--set`; absolute once loaded. None: it must come from --data.
+        max_length: Tokens a row may have.
+        truncation: What becomes of a longer row: it stops the run, is left out, loses its end, or
+            is cut so that it keeps its end.
+    """
+
+    path: Path | None = None
+    max_length: int = number(1024, 2)
+    truncation: Literal["error", "drop", "split", "keep-end"] = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """How long the run is and when it looks up.
+
+    Attributes:
+        epochs: Passes over the data; 0.5 stops half way through the first.
+        seed: Decides the data order, the adapter's start and the dropout.
+        eval_every: Steps between two evaluations on the validation rows; 0 is once an epoch.
+        save_every: Steps between two checkpoints to resume from; 0 is only the last one.
+        workers: Processes that each compute a part of every step; they change its time, and its
+            result by rounding only (dropout aside, which draws for each part). 0: as many as the
+            machine has use for: 2 where MLX computes on the CPU, else 1. On a GPU always 1.
+    """
+
+    epochs: float = number(3.0, 0, low_included=False)
+    seed: int = number(0, 0, 2**32 - 1)
+    eval_every: int = number(0, 0)
+    save_every: int = number(50, 0)
+    workers: int = number(0, 0, 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training run, checked.
+
+    Attributes:
+        model: What `macai.catalog.locate_model` takes: a catalogue name, a folder, a file or a
+            hub id. A value that starts with ./ or ../ is relative as `data.path` is.
+        kind: The kind of model.
+    """
+
+    model: str
+    kind: Literal["language"] = "language"
+    adapter: Adapter = Adapter()
+    optimizer: Optimizer = OPTIMIZER
+    schedule: Schedule = SCHEDULE
+    batch: Batch = Batch()
+    data: Data = Data()
+    train: Train = Train()
