@@ -179,7 +179,7 @@ def _only_variant(path: Path) -> Path | None:
 def _shards(index: Path) -> dict[str, StoredTensor]:
     """Return the tensors of all files that an index names."""
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+    if not places or not isinstance(places, dict) or {type(v) for v in places.values()} != {str}:
         raise FormatError(f"{index}: no weight_map of names of files in it")
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(places.values())):

@@ -18,6 +18,7 @@ from macai.diffusion.loading.shown import shown
 from macai.errors import FormatError, ModelError
 
 MAX_PICKLE_BYTES = 16 << 20  # tensors take about 300 bytes each: fifty thousand
+MAX_ARGUMENTS = 16
 MAX_OPCODES = 2_000_000  # tensors take about 30 each
 _KEYS = (str, int, float, bool, bytes, type(None))
 
@@ -161,6 +162,8 @@ class Machine:
         args, function = self._pop(), self._pop()
         if type(function) is not Named or type(args) is not tuple:
             raise self.damaged(f"calls a {type(function).__name__}")
+        if len(args) > MAX_ARGUMENTS:  # said once, they could be used over and over
+            raise self.damaged(f"calls {function.name} with {len(args)} arguments")
         try:
             self._push(function.build(*args))
         except TypeError as e:

@@ -74,7 +74,7 @@ def _tensor(
         raise TypeError("a tensor of no storage")
     if type(offset) is not int or not _naturals((offset,)):
         raise TypeError("an offset that cannot be")
-    if type(shape) is not tuple or not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
+    if type(shape) is not tuple or not _naturals(shape):
         raise TypeError("a shape that cannot be")
     if type(strides) is not tuple or not _naturals(strides) or len(strides) != len(shape):
         raise TypeError("strides that cannot be")
@@ -90,14 +90,18 @@ def _parameter(tensor: object, *_: object) -> object:
     return tensor
 
 
-def _ordered_dict(pairs: object = ()) -> dict[str, object]:
-    if type(pairs) not in (tuple, list):
+def _ordered_dict(pairs: object = None) -> dict[str, object]:
+    """Python 3 calls it without anything and fills it then, Python 2 with all its items."""
+    if pairs is None:
+        return {}
+    if type(pairs) is not list:
         raise TypeError("not of pairs")
     made = {}
-    for pair in pairs:  # type: ignore[attr-defined]
+    for pair in pairs:
         if type(pair) not in (tuple, list) or len(pair) != 2 or type(pair[0]) is not str:
             raise TypeError("not of pairs of a name and a value")
         made[pair[0]] = pair[1]
+    pairs.clear()  # a list that is said once and used a million times makes one dict
     return made
 
 
@@ -108,7 +112,8 @@ def _size(numbers: object) -> tuple[int, ...]:
 
 
 def _naturals(values: tuple[object, ...]) -> bool:
-    return all(type(v) is int and 0 <= v <= _MAX_NUMBERS for v in values)
+    short = len(values) <= MAX_DIMENSIONS
+    return short and all(type(v) is int and 0 <= v <= _MAX_NUMBERS for v in values)
 
 
 def _opaque(name: str) -> Named:

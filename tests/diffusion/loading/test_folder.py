@@ -142,7 +142,8 @@ def test_an_index_cannot_name_a_file_elsewhere(folder: Path, models: Models, nam
     [
         (None, "no weight_map"),
         ({"a": 3}, "no weight_map"),
-        ({}, "23 tensors|is in"),
+        ({}, "no weight_map"),
+        ([], "no weight_map"),
         ({"conv_in.bias": "x.safetensors", "more": "x.safetensors"}, "not said to be"),
     ],
 )
@@ -153,10 +154,6 @@ def test_an_index_that_is_not_of_its_files_is_refused(
     (part / f"{UNET}.safetensors").rename(part / "x.safetensors")
     index = part / f"{UNET}.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
-    if places == {}:
-        with pytest.raises(ModelError, match="weights are missing"):
-            open_checkpoint(folder).load("unet")
-        return
     with pytest.raises(FormatError, match=said):
         open_checkpoint(folder)
 

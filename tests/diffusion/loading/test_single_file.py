@@ -191,6 +191,14 @@ def test_noise_without_signal_is_marked(tmp_path: Path) -> None:
     assert open_checkpoint(file).ignored == {"marks": 2}
 
 
+def test_a_text_encoder_with_the_oldest_names_is_read(tmp_path: Path) -> None:
+    models, arrays = whole("sd1")
+    old = {n.replace("transformer.text_model.", "transformer."): v for n, v in arrays.items()}
+    assert old.keys() - arrays.keys()
+    checkpoint = open_checkpoint(write_safetensors(tmp_path / "m.safetensors", old))
+    assert_same_weights(checkpoint.load("text_encoder"), models["text_encoder"])
+
+
 def test_a_file_without_some_components_is_read(tmp_path: Path) -> None:
     _, arrays = whole("sd1")
     unet = {n: v for n, v in arrays.items() if n.startswith("model.")}

@@ -219,6 +219,26 @@ def test_a_pickle_of_ever_deeper_lists_is_no_harm(
     assert "more than 100000 opcodes" in message(path)
 
 
+def test_what_is_said_once_and_used_over_and_over_costs_nothing(tmp_path: Path) -> None:
+    times = 1000
+    pairs = b"".join(b"(X\x04\0\0\0%04dNt" % n for n in range(times))
+    many = b"(" + pairs + b"l"
+    built = b"ccollections\nOrderedDict\nq\x01"
+    used = b"h\x01h\x00\x85R" * times  # all of them kept
+    pickled = b"\x80\x02" + many + b"q\x00" + built + used + b"h\x01h\x00\x85R."
+    path = write_archive(tmp_path / "m.ckpt", pickled)
+    tracemalloc.start()
+    assert "no tensors in it" in message(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    long = b"(" + b"K\x01" * times + b"tq\x00"
+    for call, said in ((b"cnumpy\ndtype\n", "1000 arguments"), (b"ctorch\nSize\n", "1000")):
+        path = write_archive(tmp_path / "m.ckpt", b"\x80\x02" + long + call + b"h\x00R.")
+        assert said in message(path)
+    path = write_archive(tmp_path / "m.ckpt", b"\x80\x02" + long + b"ctorch\nSize\nh\x00\x85R.")
+    assert "not of lengths" in message(path)
+
+
 def test_a_list_that_holds_itself_is_no_harm(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "m.ckpt", b"\x80\x02]q\x00h\x00a.")
     assert "holds a list" in message(path)
