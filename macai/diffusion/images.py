@@ -32,19 +32,32 @@ _BROKEN = (
 Picture = npt.NDArray[np.float32]
 
 
-def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
+def read_picture(
+    path: Path, size: tuple[int, int] | None = None, *, background: str | None = None
+) -> Picture:
     """Return float32 [1, H, W, 3] in [-1, 1], as it is meant to be seen (EXIF orientation).
 
     Args:
-        path: A PNG, JPEG, WebP, GIF, BMP or TIFF; transparency is left out, as in diffusers.
+        path: A PNG, JPEG, WebP, GIF, BMP or TIFF.
         size: Width and height. The picture is scaled (Lanczos) until it covers them, and what
             stands out on two sides is cut off. None is its own, less what exceeds a multiple of 8.
+        background: The colour that shows through where the picture is transparent; None leaves
+            transparency out, as diffusers does.
 
     Raises:
         UsageError: no such file, or a size that is not positive and a multiple of 8.
         FormatError: not a picture, a damaged one, or one of more than 100 million pixels.
     """
-    return _pixels(_open(path, "RGB"), path, size) * 2 - 1
+    return _pixels(_open(path, "RGB", background), path, size) * 2 - 1
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return a picture's width and height as it is meant to be seen; it is read to its end.
+
+    Raises:
+        UsageError, FormatError: as `read_picture`.
+    """
+    return _open(path, "RGB").size
 
 
 def read_control(path: Path, size: tuple[int, int] | None = None) -> Picture:
@@ -156,7 +169,7 @@ def _reading(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
         raise FormatError(f"{path}: a damaged picture: {str(e)[:100] or type(e).__name__}") from e
 
 
-def _open(path: Path, mode: str) -> Image.Image:
+def _open(path: Path, mode: str, background: str | None = None) -> Image.Image:
     with _reading(path, _FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):  # Pillow would clip, not scale
@@ -164,6 +177,9 @@ def _open(path: Path, mode: str) -> Image.Image:
             upright = Image.fromarray(eight)
         if upright.mode in ("I", "F"):
             raise ValueError("its pixels are 32 bits wide; save it with 8")
+        if background is not None and upright.has_transparency_data:
+            behind = Image.new("RGBA", upright.size, background)
+            upright = Image.alpha_composite(behind, upright.convert("RGBA"))
         return upright.convert(mode)
 
 

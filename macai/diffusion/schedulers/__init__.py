@@ -7,7 +7,7 @@ model's scheduler_config.json; `swift` follows Apple's package instead.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from macai.diffusion.schedulers.base import Array as Array
 from macai.diffusion.schedulers.base import NoiseSource as NoiseSource
@@ -108,6 +108,22 @@ def make_scheduler(
     if not 0 <= eta <= 1:
         raise UsageError(f"eta {eta} is not between 0 and 1", hint="0 adds no noise")
     return entry.make(options, eta=eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """What the noise of training depends on, with the defaults of diffusers' DDPMScheduler."""
+
+    class_name: ClassVar[str] = "DDPMScheduler"
+
+
+def training_options(config: Mapping[str, Any]) -> TrainingOptions:
+    """Return how the model of a scheduler_config.json was, and is, trained, whatever its class is.
+
+    Raises:
+        ModelError: A value or an option that is not known; the message names key and value.
+    """
+    return read_options(TrainingOptions, config, known=_KNOWN | {"variance_type"})
 
 
 def _by_name(name: str) -> Entry:
