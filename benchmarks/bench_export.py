@@ -16,14 +16,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 from macai.bench.machine import machine, versions
+from macai.bench.process import Run, measure
 
 # A folder of the model in float16, which both sides read.
 _HALVES = """
@@ -66,28 +64,6 @@ package = ct.convert(
 )
 package.save(out)
 """
-
-
-class Run(NamedTuple):
-    """Of a process: wall and CPU seconds, and its peak resident memory, bytes."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-
-
-def measure(command: list[str]) -> Run:
-    """Run a process. Linux counts what it was forked from in its peak: keep this one small."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command[:4]}: {said.decode()[-2000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    seconds = time.perf_counter() - began
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
 def main() -> None:

@@ -207,16 +207,17 @@ def _extras(wanted: Wanted) -> Extras:
 
 def _make(
     pipeline: Pipeline, request: Request, extras: Extras, show: Callable[[Progress], None]
-) -> tuple[np.ndarray, int]:
-    """Return the pictures, and how many times the U-Net was called."""
-    steps, calls = make(pipeline, request, extras), 0
+) -> tuple[np.ndarray, list[float]]:
+    """Return the pictures, and the seconds of each call of the U-Net."""
+    steps = make(pipeline, request, extras)
+    calls: list[float] = []
     with reporting() as progress:
         while True:
             try:
                 made = next(steps)
             except StopIteration as end:
                 return end.value, calls
-            calls += 1
+            calls.append(made.step.seconds)
             progress(made.phase, made.step.done, made.step.total)
             show(made)
 
@@ -288,7 +289,7 @@ def _report(
     settings: ImageSettings,
     opened: _Opened,
     seconds: float,
-    calls: int,
+    calls: list[float],
 ) -> dict[str, Any]:
     return {
         "images": files,
@@ -303,6 +304,6 @@ def _report(
         "rng": settings.rng,
         "loras": [{"file": lora.name, "matched": lora.matched} for lora, _ in opened.loras],
         "seconds": seconds,
-        "unet_calls": calls,
+        "call_seconds": calls,
         "peak_memory_bytes": mx.get_peak_memory(),
     }

@@ -1,0 +1,155 @@
+"""Seconds and memory of making a picture, beside diffusers, at the size of Stable Diffusion 1.5.
+
+    python benchmarks/bench_image.py [--runs 3] [--steps 2] [--pixels 512] [--quantize 8]
+                                     [--peer diffusers] [--peer-python PYTHON] [--tiny]
+
+Weights are random: there are no others here, and they cost the same. All sides read one folder, in
+float16 on disk, and compute in float32 on a CPU; macai once more with 8 bits for the linear layers.
+Each picture is a process of its own, from the folder to the PNG; they alternate in one run. The
+peer needs the oracle extra, in the Python that --peer-python names. Prints one JSON line: medians of the
+whole process, of a U-Net call (prompt and negative prompt) and of all around the calls; the highest
+peak of resident memory; ratios; and how far the pictures are apart.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from macai.bench.machine import machine, versions
+from macai.bench.process import Run, measure
+
+_WEIGHTS = """
+import sys
+from pathlib import Path
+import macai.models
+import mlx.core as mx
+from mlx.utils import tree_map
+from macai.diffusion.loading import Models, save_folder
+from macai.diffusion.loading import known_configs as known
+from macai.diffusion.models import from_config
+from macai.diffusion.tokenizer import ClipTokenizer
+configs = {"unet": known.UNETS["sd1"], "vae": known.vae("sd1"), **known.TEXT_ENCODERS["sd1"]}
+if sys.argv[2] == "tiny":
+    configs["unet"] = configs["unet"] | {"block_out_channels": [32, 32, 64, 64]}
+    configs["vae"] = configs["vae"] | {"block_out_channels": [32, 32, 64, 64]}
+mx.random.seed(0)
+models = {name: from_config(config) for name, config in configs.items()}
+for model in models.values():
+    model.update(tree_map(lambda x: (0.6 * x).astype(mx.float16), model.parameters()))
+save_folder(
+    Models(
+        models=models,
+        configs=configs | {"pipeline": known.PIPELINES["sd1"]},
+        scheduler_config=known.SCHEDULERS["sd1"],
+        tokenizers={"text_encoder": ClipTokenizer.shipped()},
+    ),
+    Path(sys.argv[1]),
+)
+"""
+_DIFFUSERS = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+folder, out, steps, pixels = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe.set_progress_bar_config(disable=True)
+calls, whole = [], pipe.unet.forward
+def timed(*a, **k):
+    began = time.perf_counter()
+    result = whole(*a, **k)
+    calls.append(time.perf_counter() - began)
+    return result
+pipe.unet.forward = timed
+began = time.perf_counter()
+image = pipe("a lighthouse at dusk", num_inference_steps=steps, height=pixels, width=pixels,
+             generator=torch.Generator().manual_seed(1)).images[0]
+print(json.dumps({"seconds": time.perf_counter() - began, "call_seconds": calls}))
+image.save(out)
+"""
+
+
+def main() -> None:
+    """Print one JSON line."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--steps", type=int, default=2)
+    options.add_argument("--pixels", type=int, default=512)
+    options.add_argument("--quantize", type=int, default=8)
+    options.add_argument("--peer", choices=["diffusers", "none"], default="none")
+    options.add_argument("--peer-python", default=sys.executable)
+    options.add_argument("--tiny", action="store_true", help="to try the benchmark itself")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+        folder, size = f"{scratch}/model", f"{chosen.pixels}x{chosen.pixels}"
+        measure([sys.executable, "-c", _WEIGHTS, folder, "tiny" if chosen.tiny else "whole"])
+        ours = [sys.executable, "-m", "macai", "image", "a lighthouse at dusk", "--model", folder]
+        ours += ["--steps", str(chosen.steps), "--size", size, "--scheduler", "ddim"]
+        ours += ["--seed", "1", "--dtype", "float32", "--force", "--json", "--out"]
+        bits = f"macai, {chosen.quantize} bits"
+        commands = {
+            "macai": [*ours, f"{scratch}/macai.png"],
+            bits: [
+                *[*ours, f"{scratch}/bits.png"],
+                *["--quantize", str(chosen.quantize), "--low-memory", "--serial"],
+            ],
+        }
+        if chosen.peer == "diffusers":
+            peer = [folder, f"{scratch}/diffusers.png", str(chosen.steps), str(chosen.pixels)]
+            commands["diffusers"] = [chosen.peer_python, "-c", _DIFFUSERS, *peer]
+        runs: dict[str, list[Run]] = {name: [] for name in commands}
+        for _ in range(chosen.runs):
+            for name, command in commands.items():
+                runs[name].append(measure(command))
+        result = {"benchmark": "image", "runs": chosen.runs, "steps": chosen.steps, "size": size}
+        result |= summary(runs)
+        if "diffusers" in commands:
+            result["psnr_to_diffusers"] = {
+                "macai": psnr(f"{scratch}/macai.png", f"{scratch}/diffusers.png"),
+                bits: psnr(f"{scratch}/bits.png", f"{scratch}/diffusers.png"),
+            }
+    print(json.dumps(result | {"machine": machine(), "versions": versions()}))
+
+
+def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """Return medians by name, and ratios to the peer."""
+    printed = {
+        name: [json.loads(r.output.splitlines()[-1]) for r in of] for name, of in runs.items()
+    }
+    calls = {
+        name: statistics.median(statistics.median(p["call_seconds"]) for p in of)
+        for name, of in printed.items()
+    }
+    making = {name: statistics.median(p["seconds"] for p in of) for name, of in printed.items()}
+    memory = {name: max(run.peak_bytes for run in of) for name, of in runs.items()}
+    whole = {name: statistics.median(run.seconds for run in of) for name, of in runs.items()}
+    result: dict[str, Any] = {
+        "median_process_seconds": {n: round(s, 2) for n, s in whole.items()},
+        "median_picture_seconds": {n: round(s, 2) for n, s in making.items()},
+        "median_unet_call_seconds": {n: round(s, 2) for n, s in calls.items()},
+        "peak_bytes": memory,
+    }
+    if "diffusers" in runs:
+        for key, of in (("seconds", whole), ("call", calls), ("memory", memory)):
+            ratios = {n: round(v / of["diffusers"], 3) for n, v in of.items() if n != "diffusers"}
+            result[f"{key}_over_diffusers"] = ratios
+    return result
+
+
+def psnr(first: str, second: str) -> float:
+    """Return how close two pictures of 8 bits are, in dB; those that are equal give 99."""
+    import numpy as np
+    from PIL import Image
+
+    a, b = (np.asarray(Image.open(p).convert("RGB"), np.float64) for p in (first, second))
+    error = float(np.mean((a - b) ** 2))
+    return 99.0 if error == 0 else round(float(10 * np.log10(255**2 / error)), 1)
+
+
+if __name__ == "__main__":
+    main()
