@@ -14,7 +14,6 @@ their ratios.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile

@@ -6,9 +6,9 @@
 Weights are random: there are no others here, and they cost the same. All sides read one folder, in
 float16 on disk, and compute in float32 on a CPU; macai once more with 8 bits for the linear layers.
 Each picture is a process of its own, from the folder to the PNG; they alternate in one run. The
-peer needs the oracle extra, in the Python that --peer-python names. Prints one JSON line: medians of the
-whole process, of a U-Net call (prompt and negative prompt) and of all around the calls; the highest
-peak of resident memory; ratios; and how far the pictures are apart.
+peer needs the oracle extra, in the Python that --peer-python names. Prints one JSON line: medians
+of the whole process, of making the picture, and of a U-Net call (prompt and negative prompt); the
+highest peak of resident memory; ratios; and how far the pictures are apart.
 """
 
 import argparse
