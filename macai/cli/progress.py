@@ -50,20 +50,25 @@ def reporting() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
+def training_bars(out: Console) -> Progress:
+    """Return the bar of a run: steps done, what the task's "facts" say, and the time left."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[facts]}", markup=False),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=out,
+        disable=not out.is_terminal,
+    )
+
+
 class TrainingView:
     """Shows the events of a run: one bar with step, loss, speed, memory and time left."""
 
     def __init__(self) -> None:
         self.console = console()
-        self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[facts]}", markup=False),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.bars = training_bars(self.console)
         self.task: TaskID | None = None
         self.started: Started | None = None
         self.seconds = 0.0

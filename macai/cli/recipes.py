@@ -43,9 +43,9 @@ def show(
 ) -> None:
     """Print a recipe with every default written out, as it would run."""
     from macai.catalog import find_recipe
-    from macai.recipe import dumps, load_recipe
+    from macai.recipe import dumps, load_any_recipe
 
-    print(dumps(load_recipe(find_recipe(recipe), overrides or ())), end="")
+    print(dumps(load_any_recipe(find_recipe(recipe), overrides or ())), end="")
 
 
 @app.command(epilog="Example: macai recipes copy lora mine.toml")
@@ -60,7 +60,7 @@ def copy(
     from macai.catalog import find_recipe
     from macai.errors import OutputError
     from macai.files import atomic_directory, atomic_file
-    from macai.recipe import load_recipe
+    from macai.recipe import load_any_recipe
 
     source = find_recipe(name)
     target = destination or Path(source.name)
@@ -69,7 +69,7 @@ def copy(
         raise OutputError(
             f"{target} exists already", hint="name another file, or replace it with --force"
         )
-    data = load_recipe(source).data.path
+    data = load_any_recipe(source).data.path
     if data is not None and data.is_dir() and data.is_relative_to(source.parent.resolve()):
         beside = target.parent / data.relative_to(source.parent.resolve())
         if not beside.exists():  # rows that are there already may be the user's own work

@@ -1,21 +1,19 @@
 """`macai train`: a recipe, a model and data in, an adapter out."""
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from macai.cli.signals import stop_on_signal
 
 if TYPE_CHECKING:
     from macai.recipe import Recipe
     from macai.train.events import Summary
-
-SHOW_CURSOR = b"\x1b[?25h"  # which a live bar hides
 
 
 def train(
@@ -35,30 +33,33 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
-    """Tune a model with LoRA on your examples.
+    """Tune a model on your examples: a language model, or Stable Diffusion on pictures.
 
-    Ctrl-C stops after the step at hand and saves; --resume goes on from there, and the result is
-    the same as that of a run that was never stopped.
+    The recipe's kind says which. Ctrl-C stops after the step at hand and saves; --resume goes on
+    from there, and the result is the same as that of a run that was never stopped.
 
     Example: macai train lora --model smollm2-135m --data examples.jsonl --out runs/mine
+
+    Example: macai train sd-lora --model stable-diffusion --data pictures --out runs/style
     """
     from macai.catalog import find_recipe
-    from macai.recipe import load_recipe
+    from macai.cli.train_images import run_image_recipe, show_result
+    from macai.recipe import Recipe, load_any_recipe
 
     if resume and force:
         raise typer.BadParameter("--resume goes on with a run, and --force replaces it: give one")
     changes = list(override or [])
     if model is not None:
         changes.append(f"model={json.dumps(model)}")
-    summary = run_recipe(
-        load_recipe(find_recipe(recipe), changes), data=data, out=out, resume=resume, force=force
-    )
-    if as_json:
-        from dataclasses import asdict
-
-        print(json.dumps(asdict(summary)))
+    loaded = load_any_recipe(find_recipe(recipe), changes)
+    options: dict[str, Any] = {"data": data, "out": out, "resume": resume, "force": force}
+    if isinstance(loaded, Recipe):
+        summary = run_recipe(loaded, **options)
+        values, result = asdict(summary), f"adapter: {summary.adapter}"
     else:
-        print(f"adapter: {summary.adapter}")
+        pictured = run_image_recipe(loaded, **options)
+        values, result = asdict(pictured), show_result(pictured)
+    print(json.dumps(values) if as_json else result)
 
 
 def run_recipe(
@@ -102,28 +103,3 @@ def run_recipe(
         raise typer.Exit(128 + number)
     assert isinstance(event, Summary)
     return event
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], int | None]]:
-    """Turn the first Ctrl-C or SIGTERM into a request, which the function yielded returns.
-
-    A second one ends the process at once, where an exception would wait for what is being
-    computed: what is on disk is whole all the same.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        # Not print: the signal may have come in the middle of one, which Python refuses.
-        if received:
-            os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
-            os._exit(128 + number)
-        received.append(number)
-        os.write(2, b"stopping after this step; once more to stop at once\n")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

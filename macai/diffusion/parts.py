@@ -1,7 +1,8 @@
 """The components of a checkpoint, loaded when they are first asked for and let go when done."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -80,14 +81,7 @@ class Parts:
     @property
     def time_ids(self) -> int | None:
         """How many sizes an XL U-Net is told: 6, or 5 for the refiner; None for other U-Nets."""
-        config = self.unet_config
-        if config.addition_embed_type != "text_time":
-            return None
-        text = self.source.configs[self.text_names[-1]]["projection_dim"]
-        assert config.projection_class_embeddings_input_dim is not None
-        assert config.addition_time_embed_dim is not None
-        rest = config.projection_class_embeddings_input_dim - text
-        return int(rest) // config.addition_time_embed_dim
+        return time_ids_of(self.source.configs, self.text_names)
 
     @property
     def zeros_without_negative(self) -> bool:
@@ -149,6 +143,20 @@ class Parts:
     def _bytes(self) -> int:
         names = (*self.text_names, "unet")
         return sum(map(self.source.bytes, names)) + self._vae_source.bytes("vae")
+
+
+def time_ids_of(
+    configs: Mapping[str, Mapping[str, Any]], text_names: Sequence[str]
+) -> int | None:
+    """Return how many sizes the U-Net of a model with these configs is told; see Parts.time_ids."""
+    config = UNet2DConditionConfig.from_dict(configs["unet"])
+    if config.addition_embed_type != "text_time":
+        return None
+    text = configs[text_names[-1]]["projection_dim"]
+    assert config.projection_class_embeddings_input_dim is not None
+    assert config.addition_time_embed_dim is not None
+    rest = config.projection_class_embeddings_input_dim - text
+    return int(rest) // config.addition_time_embed_dim
 
 
 def machine_bytes() -> int:

@@ -1,6 +1,7 @@
 """Everything a run needs to go on, in one file, replaced in one rename."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Checkpoint:
     """A run's state after some step.
 
     Attributes:
-        arrays: Trainable parameters under "model.", the optimiser's state under "optimizer.".
+        arrays: Trainable parameters under "model.", the optimiser's state under "optimizer.", what
+            a caller has besides under "extra.".
         state: Plain values: steps done, counters, best loss. Neither schedule nor random state nor
             data cursor is among them: all three are functions of the step.
     """
@@ -32,11 +34,16 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    state: dict[str, Any],
+    extra: Mapping[str, mx.array] | None = None,
 ) -> None:
     """Write the run's state to `folder`, atomically."""
     arrays = {f"model.{k}": v for k, v in named_arrays(model.trainable_parameters()).items()}
     arrays |= {f"optimizer.{k}": v for k, v in named_arrays(optimizer.state).items()}
+    arrays |= {f"extra.{name}": array for name, array in (extra or {}).items()}
     save_arrays(folder / FILE, arrays, {"macai": json.dumps(state)})
 
 

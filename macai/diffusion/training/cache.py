@@ -20,9 +20,13 @@ class Cache:
     there; what a key depends on, a file's contents for one, is in the key.
     """
 
-    def __init__(self, folder: Path, budget_bytes: int) -> None:
-        """Describe the cache; nothing is written before the budget is spent."""
+    def __init__(self, folder: Path, budget_bytes: int, *, write: bool = True) -> None:
+        """Describe the cache; nothing is written before the budget is spent.
+
+        Without `write` what is beyond it is made anew each time: for what is read from files.
+        """
         self._folder = folder
+        self._write = write
         self._left = budget_bytes
         self._memory: dict[str, Entry] = {}
 
@@ -31,7 +35,7 @@ class Cache:
         if key in self._memory:
             return self._memory[key]
         file = self._folder / f"{key}.npz"
-        entry = _read(file)
+        entry = _read(file) if self._write else None
         if entry is not None:
             return entry
         entry = make()
@@ -39,7 +43,7 @@ class Cache:
         if size <= self._left:
             self._left -= size
             self._memory[key] = entry
-        else:
+        elif self._write:
             with atomic_file(file) as temporary:
                 np.savez(temporary, **entry)  # type: ignore[arg-type]  # numpy's stub of **kwds
         return entry
