@@ -7,20 +7,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from macai.cli.opening import AdapterOption, MaxTokensOption, ModelOption, open_model
+from macai.cli.opening import MaxTokensOption, open_model
 
 if TYPE_CHECKING:
     from macai.bench.json_calls import JsonCallScore
     from macai.data.rows import Message, Row
     from macai.generate.batch import Reply
 
+    Questions = list[tuple[Message, ...]]
+
 
 def score(
-    model: ModelOption,
     data: Annotated[
         Path, typer.Option("--data", help="A .jsonl file; each row ends in the expected reply.")
     ],
-    adapter: AdapterOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A catalogue name, a model folder, a .gguf file or a hub id."),
+    ] = None,
+    package: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a model, a bundle that macai export wrote: slow, exact."),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Folder of an adapter that macai train wrote; its name in a bundle."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     max_tokens: MaxTokensOption = 256,
     replies: Annotated[
@@ -36,12 +48,11 @@ def score(
     Example: macai score --model smollm2-135m --adapter runs/adapter --data test.jsonl
     """
     from macai.bench.json_calls import score_calls
-    from macai.cli.progress import reporting
     from macai.data.rows import read_rows
-    from macai.errors import OutputError
-    from macai.generate.batch import generate_batch
-    from macai.generate.prompt import chat_prompt
+    from macai.errors import OutputError, UsageError
 
+    if (model is None) == (package is None):
+        raise UsageError("give a model or a package to score", hint="--model M, or --package DIR")
     if replies is not None and replies.exists():
         raise OutputError(f"{replies} exists already", hint="choose another file for --replies")
     if replies is not None and not os.access(replies.absolute().parent, os.W_OK):
@@ -49,15 +60,11 @@ def score(
     rows = read_rows(data)[:limit]
     questions, expected = _split(rows)
     score_calls(expected, expected)  # refuses what no reply could equal before it takes minutes
-    loaded = open_model(model, adapter)
-    prompts = [chat_prompt(loaded, messages) for messages in questions]
-    with reporting() as progress:
-        given = generate_batch(
-            loaded,
-            prompts,
-            max_tokens=max_tokens,
-            progress=lambda done, total: progress("replies", done, total),
-        )
+    if model is not None:
+        given = _of_model(model, adapter, questions, max_tokens)
+    else:
+        assert package is not None
+        given = _of_package(package, adapter, questions, max_tokens)
     if replies is not None:
         _write_replies(replies, rows, expected, given)
     result = score_calls(expected, [reply.text for reply in given])
@@ -67,12 +74,55 @@ def score(
         _print_table(result)
 
 
-def _split(rows: "list[Row]") -> "tuple[list[tuple[Message, ...]], list[str]]":
+def _of_model(
+    name: str, adapter: str | None, questions: "Questions", max_tokens: int
+) -> "list[Reply]":
+    from macai.cli.progress import reporting
+    from macai.generate.batch import generate_batch
+    from macai.generate.prompt import chat_prompt
+
+    loaded = open_model(name, None if adapter is None else Path(adapter))
+    prompts = [chat_prompt(loaded, messages) for messages in questions]
+    with reporting() as progress:
+        return generate_batch(
+            loaded,
+            prompts,
+            max_tokens=max_tokens,
+            progress=lambda done, total: progress("replies", done, total),
+        )
+
+
+def _of_package(
+    folder: Path, adapter: str | None, questions: "Questions", max_tokens: int
+) -> "list[Reply]":
+    """Reply with a bundle, by macai's own runtime; what prompts begin with is computed once."""
+    from macai.cli.progress import reporting
+    from macai.cli.run import reply
+    from macai.coreml.session import ReferenceRunner, Session, open_bundle
+    from macai.generate.batch import Reply
+    from macai.generate.prompt import chat_prompt
+    from macai.models.load import load_tokenized
+
+    manifest, opened = open_bundle(folder)
+    tokenized, session = load_tokenized(folder), Session(manifest, ReferenceRunner(opened), adapter)
+    given = []
+    with reporting() as progress:
+        for done, messages in enumerate(questions, 1):
+            prompt = chat_prompt(tokenized, messages)
+            tokens = list(reply(session, tokenized, prompt, max_tokens=max_tokens))
+            text, reason = "".join(token.text for token in tokens), tokens[-1].finish_reason
+            assert reason is not None
+            given.append(Reply(tuple(token.id for token in tokens), text, reason))
+            progress("replies", done, len(questions))
+    return given
+
+
+def _split(rows: "list[Row]") -> "tuple[Questions, list[str]]":
     """Return the messages before each row's last, and the text of the last."""
     from macai.data.rows import Message
     from macai.errors import DataError
 
-    questions: list[tuple[Message, ...]] = []
+    questions: Questions = []
     expected: list[str] = []
     problems: list[str] = []
     for row in rows:

@@ -125,3 +125,21 @@ def test_a_question_over_the_context_is_told(macai, tiny_dir, tmp_path):
     result = macai("score", "--model", tiny_dir, "--data", file)
     assert result.code == 1
     assert f"the model's context {CONTEXT}" in result.err
+
+
+def test_a_package_replies_as_the_model_it_was_made_of(macai, tiny_dir, data, tmp_path):
+    bundle = tmp_path / "bundle"
+    size = ("--context", 128, "--prefill", 32, "--precision", "fp32", "--positions", 8)
+    assert macai("export", "llm", "--model", tiny_dir, "--out", bundle, *size).code == 0
+    files = [tmp_path / "model.jsonl", tmp_path / "package.jsonl"]
+    for source, file in zip((("--model", tiny_dir), ("--package", bundle)), files, strict=True):
+        said = macai("score", *source, "--data", data, "--max-tokens", 9, "--replies", file)
+        assert said.code == 0
+        assert "replies: 4 of 4" in said.err
+    assert files[0].read_text() == files[1].read_text()
+
+
+def test_a_model_or_a_package_is_scored_and_not_both(macai, tiny_dir, data, tmp_path):
+    for source in ((), ("--model", tiny_dir, "--package", tmp_path)):
+        result = macai("score", *source, "--data", data)
+        assert (result.code, "give a model or a package" in result.err) == (1, True)
