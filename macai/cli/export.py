@@ -84,7 +84,7 @@ def llm(
     with lean_imports():
         import mlx_lm.utils  # noqa: F401 - what loads the model, below
 
-        from macai.catalog import locate_model
+        from macai.catalog import MODELS, locate_model
         from macai.cli.progress import reporting
         from macai.coreml.bundle import bundle_name
         from macai.coreml.export_llm import Export, export_llm
@@ -92,6 +92,8 @@ def llm(
     text = None if calibrate is None else read_text(calibrate)
     with atomic_directory(out, force=force) as folder, reporting() as progress:
         source = {"model": model}
+        if model in MODELS:
+            source["license"] = MODELS[model].licence
         if len(adapters) == 1 and weights != "keep":  # else it is not in the plain functions
             source["adapter"] = next(iter(adapters))
         export = Export(

@@ -17,6 +17,7 @@ from macai.coreml.api import ExportFunction, export_functions
 from macai.coreml.card import model_card
 from macai.coreml.compress import Compression
 from macai.coreml.description import Metadata
+from macai.coreml.licence import licence_files, licence_name
 from macai.coreml.llm import llm_functions
 from macai.coreml.lower import all_finite
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
@@ -55,7 +56,8 @@ def write_bundle(
         loaded: The model, opened as stored; its adapter is fused and its weights are changed.
         folder: An existing, empty folder.
         name: What package, Swift module and model card are called.
-        source: Where the model came from, as the manifest tells.
+        source: Where the model came from, as the manifest tells: "model", and if known "adapter"
+            and "license", which else is what the model's card says.
         context: The most positions, a multiple of 32.
         prefill: Lengths of the prefill functions.
         precision: "fp16" or "fp32".
@@ -70,6 +72,8 @@ def write_bundle(
         raise UsageError(f"unknown precision '{precision}'", hint=f"one of {', '.join(PRECISIONS)}")
     if compression is None and weights not in WEIGHTS:
         raise UsageError(f"unknown weights '{weights}'", hint=f"one of {', '.join(WEIGHTS)}")
+    if licence := source.get("license") or licence_name(loaded.path):
+        source = source | {"license": licence}
     progress("preparing weights", 0, 3)
     settle_weights(loaded, PRECISIONS[precision], keep_quantised=weights == "keep")
     options: dict[str, Any] = {"context": context, "prefill": prefill, "precision": precision}
@@ -93,7 +97,7 @@ def write_bundle(
         adapters=named,
         weights=precision if weights == "full" else weights,
     )
-    for file in companion_files(loaded.path):
+    for file in {*companion_files(loaded.path), *licence_files(loaded.path)}:
         shutil.copyfile(file, folder / file.name)
     config = {k: v for k, v in loaded.config.items() if k not in QUANTISATION_KEYS}
     write_json(folder / "config.json", config)
@@ -168,6 +172,7 @@ def _metadata(loaded: LoadedModel, name: str, source: dict[str, str], context: i
     """What the package says, also for tools that know nothing of macai."""
     return Metadata(
         author=f"macai {__version__}",
+        license=source.get("license", ""),
         description=f"{name}: a language model; its state holds {context} tokens",
         version="1",
         user={"macai.model": source["model"], "macai.model_type": loaded.config["model_type"]},

@@ -14,6 +14,7 @@ _TEXT = """# {name}
 | context | {context} tokens |
 | ends of a reply | token ids {eos} |
 | meant for | compute units `{compute_units}` |
+| licence of the model | {licence} |
 
 `{file}` says the same to a program; its contract is version {contract}.
 
@@ -62,6 +63,7 @@ def model_card(manifest: Manifest) -> str:
         context=manifest.context,
         eos=", ".join(map(str, manifest.eos_token_ids)),
         compute_units=manifest.compute_units,
+        licence=source.get("license", "not known: see where it came from"),
         file=FILE,
         contract=manifest.contract,
     )

@@ -43,7 +43,7 @@ class Manifest:
         compute_units: Where it is meant to run, as Core ML's configuration calls it.
         adapters: {"name", "functions"} of each adapter that has functions of its own, by the name
             of the plain model's function that does the same.
-        source: Model and adapter it was made from.
+        source: Model and adapter it was made from, and the model's licence if it is known.
     """
 
     name: str
@@ -106,9 +106,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / FILE
     if not file.is_file():
+        hint = "give the folder that macai export llm wrote, with the package and more in it"
+        if folder.suffix == ".mlpackage" and folder.is_dir():
+            bundle = folder.absolute().parent
+            hint = f"that is the package alone: give the bundle it is in, {bundle}"
         raise PackageError(
             f"{folder}: {'no ' + FILE + ' in it' if folder.is_dir() else 'no such folder'}",
-            hint="give the folder that macai export llm wrote, with the package and more in it",
+            hint=hint,
         )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -61,7 +61,9 @@ def save_package(
         spec = Model_pb2.Model(specificationVersion=opset.value)
         spec.description.CopyFrom(describe(functions, default, metadata))
         weights = WeightFile(folder / _WEIGHTS, wide=wide)
-        program = write_program(functions, weights, opset=_OPSETS[opset], inline=wide)
+        program = write_program(
+            functions, weights, named=default, opset=_OPSETS[opset], inline=wide
+        )
         weights.close()
         spec.mlProgram.CopyFrom(program)
         (folder / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))

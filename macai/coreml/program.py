@@ -3,11 +3,12 @@
 coremltools' own way there runs passes that change results, and gives each use of a small constant
 an operation of its own: half of a language model's program. Here a function has each constant once,
 before its first use, and nothing that no output and no state needs. Names are as short as can be,
-but for inputs, outputs, and a weight's first place, which has the weight's path.
+but for inputs, outputs, and weights in one of the functions, which have their paths there.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
+from itertools import count, product
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from macai.coreml.weight_file import WeightFile
 
 _FILE = "@model_path/weights/weight.bin"
 _UPDATE = "coreml_update_state"
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_DIGITS = "0123456789" + _LETTERS
+_SECOND = digits + ascii_uppercase
+_ANY = _SECOND + ascii_lowercase
 
 Operation = Any  # coremltools' and the protobuf's, which have no types
 Function = Any
@@ -34,24 +35,24 @@ Message = Any
 
 
 def write_program(
-    functions: Mapping[str, Function], weights: WeightFile, *, opset: str, inline: bool
+    functions: Mapping[str, Function], weights: WeightFile, *, named: str, opset: str, inline: bool
 ) -> Message:
     """Return the MIL.proto Program of functions; their weights go to the file.
 
     Args:
         functions: coremltools' Functions by name.
         weights: The package's.
+        named: The function whose weights are called by their paths.
         opset: What the format calls the set of operations: "CoreML8".
         inline: Whether what a constexpr is made of are operands: since iOS 18. They are attributes
             before.
     """
     program = MIL_pb2.Program(version=1)
-    known: set[int] = set()
     for name, function in functions.items():
         made = program.functions[name]
         made.opset = opset
         block = made.block_specializations[opset]
-        _Writer(function, block, weights, known, inline=inline).write(made.inputs)
+        _Writer(function, block, weights, named=name == named, inline=inline).write(made.inputs)
     return program
 
 
@@ -63,13 +64,12 @@ class _Writer:
         function: Function,
         block: Message,
         weights: WeightFile,
-        known: set[int],
         *,
+        named: bool,
         inline: bool,
     ) -> None:
         self._function, self._block, self._weights = function, block, weights
-        self._known = known  # places in the weight file that some function has named
-        self._inline = inline
+        self._named, self._inline = named, inline
         self._names: dict[int, str] = {}  # by the id of a Var
         self._constants: dict[Any, str] = {}  # by what tells their value
         self._types: dict[Any, Message] = {}
@@ -159,9 +159,8 @@ class _Writer:
         place = self._weights.offset(var) if in_file else -1
         key = (place, var.val.shape, var.dtype) if in_file else _identity(var.val)
         if key not in self._constants:
-            path = "" if not in_file or place in self._known else _path(var)
+            path = _path(var) if in_file and self._named else ""
             name = path if path and path not in self._taken else next(self._free)
-            self._known.add(place)
             self._taken.add(name)
             self._constants[key] = name
             made = self._block.operations.add(type="const")
@@ -216,14 +215,10 @@ def _path(var: Var) -> str:
 
 
 def _short_names(taken: set[str]) -> Iterator[str]:
-    """Yield a0, b0, ..., z9, a00, ...: of a digit in each, no word of MIL's text is among them."""
+    """Yield a0, b0, ..., zZ, a00, ...: no word of MIL's text has a digit or a capital there."""
     for length in count():
-        for number in range(26 * 10 * 36**length):
-            name = ""
-            for _ in range(length):
-                number, digit = divmod(number, 36)
-                name += _DIGITS[digit]
-            number, letter = divmod(number, 26)
-            name = _LETTERS[letter] + _DIGITS[number] + name
-            if name not in taken:
-                yield name
+        for letters in product(_ANY, repeat=length):
+            for second, first in product(_SECOND, ascii_lowercase):
+                name = f"{first}{second}{''.join(letters)}"
+                if name not in taken:
+                    yield name

@@ -225,6 +225,12 @@ def test_a_manifest_cut_short_is_one_clear_error(bundle, tmp_path):
         read_manifest(tmp_path)
 
 
+def test_a_package_that_is_given_for_its_bundle_is_told(bundle):
+    with pytest.raises(PackageError, match=r"no macai\.json in it") as error:
+        read_manifest(bundle / "Tiny.mlpackage")
+    assert error.value.hint.endswith(f"give the bundle it is in, {bundle}")
+
+
 def test_a_manifest_that_contradicts_its_package_is_refused(bundle, tmp_path):
     shutil.copytree(bundle, tmp_path / "b")
     value = json.loads((bundle / FILE).read_text())

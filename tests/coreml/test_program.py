@@ -137,7 +137,7 @@ def test_names_are_short_and_a_weight_has_its_path_once(tmp_path):
         assert len(names) == len(set(names))
         assert "a0" not in names
         assert names[-1] == "b0"
-        short = [n for n in names if re.fullmatch("[a-z][0-9][0-9a-z]?", n)]
+        short = [n for n in names if re.fullmatch("[a-z][0-9A-Z][0-9A-Za-z]?", n)]
         seen.update(set(names) - set(short))
         assert all(
             text_of(op.attributes["name"]) == op.outputs[0].name for op in operations_of(function)

@@ -63,32 +63,34 @@ def split(lowering: "Lowering", node: Node, x: Var) -> tuple[Var, ...]:
 @lowers("Slice")
 def slice_(lowering: "Lowering", node: Node, x: Var) -> Var:
     """x[begin:end:stride] on every axis; strides may be negative."""
-    begin, end, stride, end_mask = _bounds(*node.arguments)
+    begin, _, stride = node.arguments
     shape = node.inputs[0].shape
-    if begin == [0] * len(shape) and node.outputs[0].shape == shape and min(stride) > 0:
+    if not any(begin) and node.outputs[0].shape == shape and min(stride) > 0:
         return x
-    return mb.slice_by_index(x=x, begin=begin, end=end, stride=stride, end_mask=end_mask)
+    return mb.slice_by_index(x=x, **_bounds(*node.arguments))
 
 
 @lowers("Pick")
 def pick(lowering: "Lowering", node: Node, x: Var) -> Var:
     """A slice of one on some axes, which are dropped: made of Slice by passes/pick.py."""
     *bounds, dropped = node.arguments
-    begin, end, stride, end_mask = _bounds(*bounds)
-    squeeze_mask = [axis in dropped for axis in range(len(begin))]
-    return mb.slice_by_index(
-        x=x, begin=begin, end=end, stride=stride, end_mask=end_mask, squeeze_mask=squeeze_mask
-    )
+    squeeze_mask = [axis in dropped for axis in range(len(node.inputs[0].shape))]
+    return mb.slice_by_index(x=x, **_bounds(*bounds), squeeze_mask=squeeze_mask)
 
 
 def _bounds(
     begin: Sequence[int], end: Sequence[int], stride: Sequence[int]
-) -> tuple[list[int], list[int], list[int], list[bool]]:
-    """Return MLX's bounds as MIL has them, and where the end is open."""
+) -> dict[str, list[int] | list[bool] | None]:
+    """Return MLX's bounds as MIL has them; what is as ever is left out."""
     # A negative stride that runs to the start ends at -size - 1 in MLX, and at no index in MIL.
     open_end = [s < 0 and e < 0 for e, s in zip(end, stride, strict=True)]
     closed = [0 if o else e for o, e in zip(open_end, end, strict=True)]
-    return list(begin), closed, list(stride), open_end
+    return {
+        "begin": list(begin),
+        "end": closed,
+        "stride": list(stride) if set(stride) != {1} else None,
+        "end_mask": open_end if any(open_end) else None,
+    }
 
 
 def _pad_axes(node: Node) -> str | None:

@@ -9,8 +9,10 @@ from macai.coreml.passes.mean import mean
 from macai.coreml.passes.ones import ones
 from macai.coreml.passes.pick import pick
 from macai.coreml.passes.reshapes import merge_reshapes
+from macai.coreml.passes.rotations import rotations
 from macai.coreml.passes.rows_first import rows_first
 from macai.coreml.passes.take import take
+from macai.coreml.passes.thin import thin
 
 # These look for patterns as MLX traces them, so they come before reshapes are merged.
 PASSES: tuple[Pass, ...] = (
@@ -25,6 +27,8 @@ PASSES: tuple[Pass, ...] = (
     rows_first,
     merge_reshapes,
     pick,
+    thin,
+    rotations,
 )
 
 __all__ = ["PASSES", "Graph", "Pass"]
