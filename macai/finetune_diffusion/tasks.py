@@ -226,7 +226,7 @@ def _batches(
         encoders_name=f"{base.name(*base.text_encoders)[:16]}-{_dtype(recipe)}",
     )
     # The pixels themselves are read once, to be encoded: nothing is gained by keeping them.
-    pixels = Pixels(Cache(out / CACHE, 0, write=False), background=data.background)
+    pixels = Pixels(Cache(None, 0), background=data.background)
     moments = Moments(cache, pixels, latents, base.name("vae"))
     randomness = Randomness(
         seed=recipe.train.seed,
@@ -256,7 +256,7 @@ def _autoencoder(recipe: DiffusionRecipe, base: Base, pictures: Pictures, out: P
                 cast(nn.Module, module).freeze()
     checkpoint_blocks(vae, recipe.batch.checkpointing)
     pixels = Pixels(
-        Cache(out / CACHE, int(recipe.data.cache_gib * 2**30), write=False),
+        Cache(None, int(recipe.data.cache_gib * 2**30)),
         background=recipe.data.background,
     )
     batches = PixelBatches(

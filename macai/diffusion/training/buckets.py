@@ -16,7 +16,7 @@ class Size:
 def bucket_sizes(resolution: int, *, step: int, max_aspect: float) -> list[Size]:
     """Return the sizes there are, from tall to wide.
 
-    For each width the largest height with which the area stays within that of the square.
+    For each shorter side the longest other one with which the area stays within the square's.
 
     Args:
         resolution: Side of the square of the largest area.
@@ -24,13 +24,11 @@ def bucket_sizes(resolution: int, *, step: int, max_aspect: float) -> list[Size]
         max_aspect: Of the longer to the shorter side; 1 leaves the square alone.
     """
     side = max(step, resolution // step * step)
-    area = max(resolution, step) ** 2
     sizes = {Size(side, side)}
-    for width in range(step, int(side * max_aspect) + 1, step):
-        height = area // width // step * step
-        longer, shorter = max(width, height), min(width, height)
-        if shorter and longer / shorter <= max_aspect:
-            sizes.add(Size(width, height))
+    for shorter in range(step, side + 1, step):
+        longer = max(resolution, step) ** 2 // shorter // step * step
+        if shorter <= longer <= shorter * max_aspect:
+            sizes |= {Size(shorter, longer), Size(longer, shorter)}
     return sorted(sizes, key=lambda s: (s.width / s.height, s.width))
 
 

@@ -20,13 +20,12 @@ class Cache:
     there; what a key depends on, a file's contents for one, is in the key.
     """
 
-    def __init__(self, folder: Path, budget_bytes: int, *, write: bool = True) -> None:
+    def __init__(self, folder: Path | None, budget_bytes: int) -> None:
         """Describe the cache; nothing is written before the budget is spent.
 
-        Without `write` what is beyond it is made anew each time: for what is read from files.
+        Without a folder what is beyond it is made anew each time: for what is read from files.
         """
         self._folder = folder
-        self._write = write
         self._left = budget_bytes
         self._memory: dict[str, Entry] = {}
 
@@ -34,8 +33,8 @@ class Cache:
         """Return what `key`, a name for a file, stands for: as `make` returned it once."""
         if key in self._memory:
             return self._memory[key]
-        file = self._folder / f"{key}.npz"
-        entry = _read(file) if self._write else None
+        file = None if self._folder is None else self._folder / f"{key}.npz"
+        entry = _read(file) if file else None
         if entry is not None:
             return entry
         entry = make()
@@ -43,7 +42,7 @@ class Cache:
         if size <= self._left:
             self._left -= size
             self._memory[key] = entry
-        elif self._write:
+        elif file:
             with atomic_file(file) as temporary:
                 np.savez(temporary, **entry)  # type: ignore[arg-type]  # numpy's stub of **kwds
         return entry
@@ -53,7 +52,8 @@ def _read(file: Path) -> Entry | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:  # zip: each array has a checksum
+        # A zip: each array has a checksum. numpy leaves a damaged file that it opened open.
+        with file.open("rb") as f, np.load(f, allow_pickle=False) as arrays:
             return dict(arrays.items())
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
