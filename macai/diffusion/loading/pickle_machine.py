@@ -9,6 +9,7 @@ proportion to its bytes at most.
 import io
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +76,15 @@ class Machine:
             ModelError: it names a function or class that is not among `names`.
             FormatError: it is damaged, or calls one of `names` with what cannot be.
         """
-        for opcode, arg, _ in self._opcodes(stream):
-            if opcode.name == "STOP":
-                return self._pop()
-            act = _ACTS.get(opcode.name)
-            if act is None:
-                raise self.damaged(f"uses the opcode {opcode.name}, which no checkpoint needs")
-            act(self, arg)
+        with warnings.catch_warnings():  # of a "\\o" in a text of protocol 0
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for opcode, arg, _ in self._opcodes(stream):
+                if opcode.name == "STOP":
+                    return self._pop()
+                act = _ACTS.get(opcode.name)
+                if act is None:
+                    raise self.damaged(f"uses the opcode {opcode.name}, which no checkpoint needs")
+                act(self, arg)
         raise self.damaged("has no end")
 
     def damaged(self, message: str) -> FormatError:

@@ -198,7 +198,7 @@ def test_only_our_errors_come_out_of_any_header(
         assert tensor.read().nbytes <= 64
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_only_our_errors_come_out_of_a_damaged_file(tmp_path: Path, count: int) -> None:
     whole = tmp_path / "w.safetensors"
     arrays = {"a": mx.arange(6.0), "b": mx.ones((2, 3)).astype(mx.float16)}
