@@ -1,5 +1,6 @@
 """Token-budget batches: which rows go together, as a pure function of (seed, epoch)."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -127,18 +128,21 @@ def plan_epoch(
 
 
 def divide(plan: Plan, lengths: Sequence[int], parts: int) -> list[Plan]:
-    """Cut a micro-batch by rows into at most `parts` of about equal padded tokens.
+    """Cut a micro-batch by rows into at most `parts`, the largest of them as small as can be.
 
-    Each is padded to a width of its own; no part is empty, so there are no more than rows.
+    Each has the width of its longest row, whatever the shape: not for a GPU. None is empty, so
+    there are never more than rows; one part is the micro-batch as it is.
     """
     if parts == 1:
         return [plan]
     rows = sorted(plan.rows, key=lambda row: lengths[row])
-    widths = [WIDTH_STEP * -(-lengths[row] // WIDTH_STEP) for row in rows]
-    before = np.concatenate([[0], np.cumsum(widths)])
-    wanted = before[-1] * np.arange(1, parts) / parts
-    cuts = sorted({0, len(rows), *(int(np.abs(before - w).argmin()) for w in wanted)})
-    return [Plan(tuple(rows[a:b]), widths[b - 1]) for a, b in pairwise(cuts)]
+    widths = [lengths[row] for row in rows]
+
+    def fits(tokens: int) -> bool:
+        return len(_cut(widths, 0, len(rows), tokens)) <= parts
+
+    least = bisect_left(range(plan.padded_tokens), True, key=fits)
+    return [Plan(tuple(rows[a:b]), widths[b - 1]) for a, b in _cut(widths, 0, len(rows), least)]
 
 
 def in_order(lengths: Sequence[int], *, tokens: int) -> list[Plan]:

@@ -1,9 +1,11 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -76,7 +78,24 @@ def start(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives a job
     )
+
+
+def wait_for_its_group_to_be_gone(process):
+    """No other process of a run that has ended is left, a zombie of nobody's aside."""
+    deadline = time.monotonic() + 60
+    while [p for p in Path("/proc").glob("[0-9]*/stat") if in_group(p, process.pid)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def in_group(stat, group):
+    try:
+        state, _, its_group, *_ = stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return state != "Z" and int(its_group) == group
 
 
 def wait_for_steps(process, out, count):
@@ -336,17 +355,38 @@ def test_a_second_interrupt_stops_at_once_and_leaves_nothing_half_written(folder
     out = tmp_path / "run"
     write(data, *(row("word " * 200, f"on {n}") for n in range(200)))  # one step of seconds
     process = start(
-        "--model", folder, "--data", data, "--out", out, "--set", "batch.tokens=1000000"
-    )
+        "--model", folder, "--data", data, "--out", out, "--set", "batch.tokens=1000000",
+        "--set", "train.workers=2",
+    )  # fmt: skip
     assert "rows to learn from" in process.stderr.readline()
     wait_for_steps(process, out, 0)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the second worker gets it too
     assert "once more to stop at once" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     printed, err = process.communicate(timeout=60)
     assert (process.returncode, printed, err) == (130, "", "")
     assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml"]
     assert logged(out) == []  # not even the step at hand was waited for
+    wait_for_its_group_to_be_gone(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_a_run_stops_it_after_the_step(folder, data, tmp_path, number):
+    out = tmp_path / "run"
+    process = start(
+        "--model", folder, "--data", data, "--out", out, *LONG, "--set", "train.workers=2"
+    )
+    assert "2 processes share each step" in process.stderr.readline()
+    wait_for_steps(process, out, 3)
+    os.killpg(process.pid, number)
+    printed, err = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (128 + number, "")
+    stopped = len([r for r in logged(out) if "loss" in r])
+    assert err.count("stopping after this step; once more to stop at once\n") == 1
+    assert f"stopped after step {stopped}; go on with the same command and --resume\n" in err
+    assert "Traceback" not in err
+    assert (out / FILE).is_file()
+    wait_for_its_group_to_be_gone(process)
 
 
 def test_resume_and_force_contradict_each_other(macai, tmp_path):

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from macai.data import batches
 from macai.data.batches import (
     MAX_WIDTHS,
+    Plan,
+    divide,
     in_order,
     make_batch,
     plan_epoch,
@@ -134,6 +136,26 @@ def test_widths_hold_every_row_and_are_multiples_of_8(lengths):
     assert widths == sorted(set(widths))
     assert widths[-1] - 8 < max(lengths) <= widths[-1]
     assert all(w % 8 == 0 for w in widths)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 4))
+def test_a_micro_batch_is_divided_by_rows_so_that_the_largest_part_is_the_smallest(lengths, parts):
+    rows = tuple(reversed(range(len(lengths))))
+    plan = Plan(rows, -(-max(lengths) // 8) * 8)
+    divided = divide(plan, lengths, parts)
+    assert sorted(row for part in divided for row in part.rows) == sorted(rows)
+    assert 1 <= len(divided) <= min(parts, len(rows))
+    if parts == 1:
+        assert divided == [plan]
+        return
+    assert all(part.width == max(lengths[row] for row in part.rows) for part in divided)
+    ascending = sorted(lengths)
+    least = min(
+        max((b - a) * ascending[b - 1] for a, b in pairwise((0, *cuts, len(rows))))
+        for n in range(min(parts, len(rows)))
+        for cuts in combinations(range(1, len(rows)), n)
+    )
+    assert max(part.padded_tokens for part in divided) == least
 
 
 @given(LENGTHS, st.integers(1, 3000))

@@ -1,11 +1,13 @@
 """Steps computed by this process together with others."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +18,8 @@ from macai.data.batches import Plan, divide
 from macai.errors import TrainingError
 from macai.models.blas import load_fast_blas
 from macai.models.cpu_ops import cpu_ops
-from macai.models.lora import target_paths
+from macai.models.load import load_network
+from macai.models.lora import add_lora, target_paths
 from macai.train.gradient import Gradient
 from macai.train.job import Job
 from macai.train.loss import _picked
@@ -40,22 +43,27 @@ def job_of(model, folder, *, workers=2, dropout=0.0):
     return Job(workers=workers, model=folder, lora=lora, examples=EXAMPLES, pad_id=PAD, prefix=0)
 
 
-@pytest.fixture
-def team_of(adapted, tiny_dir):
-    """A team around the adapted model; the test enters it."""
+def team_in(folder, **options):
+    """A team around a model in training, with LoRA whose B is not zero; the test enters it."""
+    model = load_network(folder)
+    job = job_of(model, folder, **options)
+    add_lora(model, **job.lora)
+    model.train()
+    put(model, mx.random.normal(joined(model.trainable_parameters()).shape, key=mx.random.key(7)))
+    put(model, joined(model.trainable_parameters()) * 0.1)
+    return Team(model, _picked, job)
 
-    def team_of(**options):
-        model = adapted(dropout=options.get("dropout", 0.0))
-        model.train()
-        return Team(model, _picked, job_of(model, tiny_dir, **options))
 
-    return team_of
+@pytest.fixture(scope="module")
+def three(tiny_dir):
+    """A team of three processes, for the tests that leave it as it is."""
+    with team_in(tiny_dir, workers=3) as team, cpu_ops(team._model):
+        yield team
 
 
 def alone(team, parts, seed=0):
     """The sums of the same parts, all computed here."""
-    with cpu_ops(team._model):
-        return Gradient(team._model, _picked)(team._job.made(enumerate(parts)), seed)
+    return Gradient(team._model, _picked)(team._job.made(enumerate(parts)), seed)
 
 
 def counts(sums):
@@ -66,28 +74,41 @@ def is_close(a, b):
     return np.abs(np.array(a - b)).max() <= 1e-5 * np.abs(np.array(b)).max()
 
 
-def test_the_sums_are_those_of_one_process_each_time_and_with_new_parameters(team_of):
-    parts = divide(STEP, LENGTHS, 2)
-    assert len(parts) == 2
-    with team_of() as team, cpu_ops(team._model):
-        first, again = team(parts, 0), team(parts, 0)
-        assert first.loss == again.loss
-        assert mx.array_equal(first.vector, again.vector).item()
-        for _ in range(2):
-            together = team(parts, 0)
-            for expected in (alone(team, parts), alone(team, [STEP])):
-                assert together.loss == pytest.approx(expected.loss, rel=1e-5)
-                assert is_close(together.vector, expected.vector)
-                assert counts(together)[:2] == counts(expected)[:2]
-            assert counts(together) == counts(alone(team, parts))
-            put(team._model, joined(team._model.trainable_parameters()) * 1.5)
-        assert together.loss != first.loss
-        assert together.peak_memory_bytes > mx.get_peak_memory()
+def test_the_sums_are_those_of_one_process_each_time_and_with_new_parameters(three):
+    parts = [*divide(STEP, LENGTHS, 3), Plan((4,), 32)]  # the last one is this process's again
+    first, again = three(parts, 0), three(parts, 0)
+    assert first.loss == again.loss
+    assert mx.array_equal(first.vector, again.vector).item()
+    original = joined(three._model.trainable_parameters())
+    for factor in (1.0, 1.5):
+        put(three._model, original * factor)
+        together = three(parts, 0)
+        for expected in (alone(three, parts), alone(three, [STEP, parts[-1]])):
+            assert together.loss == pytest.approx(expected.loss, rel=1e-5)
+            assert is_close(together.vector, expected.vector)
+            assert counts(together)[:2] == counts(expected)[:2]
+        assert counts(together) == counts(alone(three, parts))
+    assert together.loss != pytest.approx(first.loss, rel=1e-3)
+    assert together.peak_memory_bytes > mx.get_peak_memory()
+    put(three._model, original)
 
 
-def test_dropout_follows_from_the_number_of_a_part_not_from_who_computes_it(team_of):
+def test_more_workers_than_rows_leave_some_without_work(three):
+    for plan in (Plan((4,), 32), Plan((4, 3), 32), STEP):
+        parts = divide(plan, LENGTHS, 3)
+        assert len(parts) <= min(3, len(plan.rows))
+        assert is_close(three(parts, 0).vector, alone(three, [plan]).vector)
+
+
+def test_one_process_alone_starts_no_other(tiny_dir):
+    with team_in(tiny_dir, workers=1) as team, cpu_ops(team._model):
+        assert is_close(team([STEP], 0).vector, alone(team, [STEP]).vector)
+        assert team._workers == []
+
+
+def test_dropout_follows_from_the_number_of_a_part_not_from_who_computes_it(tiny_dir):
     parts = [Plan((0,), 96), Plan((4,), 32), Plan((0,), 96)]
-    with team_of(dropout=0.3) as team, cpu_ops(team._model):
+    with team_in(tiny_dir, dropout=0.3) as team, cpu_ops(team._model):
         together = team(parts, 5)
         expected = alone(team, parts, 5)
         assert together.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -95,35 +116,28 @@ def test_dropout_follows_from_the_number_of_a_part_not_from_who_computes_it(team
         assert together.loss != pytest.approx(team(parts, 6).loss, rel=1e-4)
 
 
-def test_more_workers_than_rows_leave_some_without_work(team_of):
-    with team_of(workers=3) as team, cpu_ops(team._model):
-        for plan in (Plan((4,), 32), Plan((4, 3), 32), STEP):
-            parts = divide(plan, LENGTHS, 3)
-            assert len(parts) < 3
-            assert is_close(team(parts, 0).vector, alone(team, [plan]).vector)
-
-
-def test_one_process_alone_starts_no_other(team_of):
-    with team_of(workers=1) as team:
-        assert is_close(team([STEP], 0).vector, alone(team, [STEP]).vector)
-        assert team._workers == []
-
-
-def test_after_the_block_no_worker_is_left(team_of):
-    with team_of(workers=3) as team:
-        team(divide(STEP, LENGTHS, 3), 0)
-        processes = [w.process for w in team._workers]
-        assert [p.poll() for p in processes] == [None, None]
-    assert [p.returncode for p in processes] == [0, 0]
-
-
-def test_a_worker_that_is_killed_in_a_step_ends_the_run_with_one_message(team_of):
+def test_signals_meant_for_the_parent_do_not_end_a_worker_and_the_end_of_the_block_does(tiny_dir):
     parts = divide(STEP, LENGTHS, 2)
-    with team_of() as team:
+    with team_in(tiny_dir) as team:
+        team._start()
+        (worker,) = team._workers
+        for number in (signal.SIGINT, signal.SIGTERM):  # it has hardly begun to start
+            worker.process.send_signal(number)
+        first = team(parts, 0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            worker.process.send_signal(number)
+        assert team(parts, 0).loss == first.loss
+        assert worker.process.poll() is None
+    assert worker.process.returncode == 0
+
+
+def test_a_worker_that_is_killed_in_a_step_ends_the_run_with_one_message(tiny_dir):
+    parts = divide(STEP, LENGTHS, 2)
+    with team_in(tiny_dir) as team:
         team(parts, 0)
         (worker,) = team._workers
         worker.process.send_signal(signal.SIGSTOP)  # so that it is surely not done
-        threading.Timer(0.2, worker.process.kill).start()
+        threading.Timer(0.5, worker.process.kill).start()
         with pytest.raises(TrainingError, match="a worker process was ended by SIGKILL") as caught:
             team(parts, 0)
         assert "memory ran out? go on with --resume --set train.workers=1" in caught.value.hint
@@ -132,22 +146,8 @@ def test_a_worker_that_is_killed_in_a_step_ends_the_run_with_one_message(team_of
             team(parts, 0)  # now it is gone before anything is sent
 
 
-def test_signals_meant_for_the_parent_do_not_end_a_worker(team_of):
-    parts = divide(STEP, LENGTHS, 2)
-    with team_of() as team:
-        board = team._start()
-        (worker,) = team._workers
-        for number in (signal.SIGINT, signal.SIGTERM):  # it has hardly begun to start
-            worker.process.send_signal(number)
-        first = team(parts, 0)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            worker.process.send_signal(number)
-        assert team(parts, 0).loss == first.loss
-        assert team._board is board
-
-
-def test_a_model_that_is_not_that_of_its_folder_is_noticed(team_of):
-    team = team_of()
+def test_a_model_that_is_not_that_of_its_folder_is_noticed(tiny_dir):
+    team = team_in(tiny_dir)
     head = team._model.lm_head
     head.weight = head.weight * 1.001
     with team, pytest.raises(TrainingError, match="holds other weights than the model") as caught:
@@ -155,12 +155,12 @@ def test_a_model_that_is_not_that_of_its_folder_is_noticed(team_of):
     assert caught.value.message.startswith("a worker process failed: ")
 
 
-def test_what_fails_in_a_worker_is_reported(adapted, tmp_path):
-    model = adapted()
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+def test_what_fails_in_a_worker_is_reported(tiny_dir, tmp_path):
+    team = team_in(tiny_dir)
+    team._job = replace(team._job, model=tmp_path)
     with (
-        Team(model, _picked, job_of(model, tmp_path)) as team,
-        pytest.raises(TrainingError, match=r"worker process failed: .*no model\*.safetensors"),
+        team,
+        pytest.raises(TrainingError, match=r"failed: .*: no model\*.safetensors in it"),
     ):
         team(divide(STEP, LENGTHS, 2), 0)
 
@@ -169,18 +169,9 @@ PARENT = """
 import sys
 from pathlib import Path
 import macai.models
-from macai.models.load import load_network
-from macai.models.lora import add_lora
-from macai.train.loss import logits_for
-from macai.train.team import Team
-from tests.train.test_team import LENGTHS, STEP, divide, job_of
+from tests.train.test_team import LENGTHS, STEP, divide, team_in
 
-folder = Path(sys.argv[1])
-model = load_network(folder)
-logits = logits_for(model)
-job = job_of(model, folder)
-add_lora(model, **job.lora)
-with Team(model, logits, job) as team:
+with team_in(Path(sys.argv[1])) as team:
     team(divide(STEP, LENGTHS, 2), 0)
     print(team._workers[0].process.pid, flush=True)
     while True:
@@ -201,7 +192,7 @@ def test_a_worker_does_not_outlive_a_parent_that_is_killed(tiny_dir):
     assert runs(worker)
     parent.kill()
     assert parent.communicate() == ("", None)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while runs(worker):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -216,21 +207,21 @@ def runs(pid):
 
 
 @pytest.mark.skipif(not load_fast_blas().found, reason="no OpenBLAS to count threads of")
-def test_the_cores_are_shared_out_while_a_step_is_computed_and_given_back(team_of, monkeypatch):
-    import ctypes
-
+def test_the_cores_are_shared_out_while_a_step_is_computed_and_given_back(three, monkeypatch):
     openblas = ctypes.CDLL(str(load_fast_blas().library))
-    monkeypatch.setattr("macai.train.team.cores", lambda: 6)
     seen = []
 
     def watched(*args):
         seen.append(openblas.openblas_get_num_threads())
         return _picked(*args)
 
-    team = team_of()
-    team._gradient = Gradient(team._model, watched)
+    monkeypatch.setattr(three, "_gradient", Gradient(three._model, watched))
+    monkeypatch.setattr(three, "_threads", 3)
     before = openblas.openblas_get_num_threads()
     seen.clear()
-    with team:
-        team(divide(STEP, LENGTHS, 2), 0)
+    three(divide(STEP, LENGTHS, 3), 0)
     assert (seen, openblas.openblas_get_num_threads()) == ([3], before)
+    monkeypatch.setattr("macai.train.team.cores", lambda: 7)
+    assert [
+        Team(three._model, _picked, replace(three._job, workers=n))._threads for n in (1, 2, 3, 9)
+    ] == [7, 3, 2, 1]
