@@ -2,7 +2,8 @@
 
 python recipes/data/emoji/make.py --out emoji
 
-Writes {out}/noto and {out}/fluent, each with train/ and valid/: 64x64 PNGs and metadata.jsonl.
+Writes {out}/noto and {out}/fluent, each with train/ and valid/: 64x64 PNGs and metadata.jsonl; and
+{out}/both, the pictures of the two, for an autoencoder.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -330,11 +331,13 @@ def make(google: Path, fluent: Path, out: Path) -> dict[str, Any]:
     """Write both styles to `out`, whose folders must not be there yet."""
     noto = read_google(members(google, "package/"))
     chosen = held_out(noto)
-    other = read_fluent(members(fluent, "package/assets/"), noto)
-    return {
-        "noto": write(out / "noto", noto, chosen),
-        "fluent": write(out / "fluent", other, chosen),
-    }
+    styles = {"noto": noto, "fluent": read_fluent(members(fluent, "package/assets/"), noto)}
+    report = {style: write(out / style, emoji, chosen) for style, emoji in styles.items()}
+    both = [
+        replace(one, code=f"{style}-{one.code}") for style, emoji in styles.items() for one in emoji
+    ]
+    held = {f"{style}-{code}" for style in styles for code in chosen}
+    return report | {"both": write(out / "both", both, held)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
