@@ -112,20 +112,25 @@ class Gallery:
         """uint8 [N, 64, 64, 3] -> [N, 768], comparable with `points` by Euclidean distance."""
         return _joined(features(pictures), self.scales)
 
-    def ranks(self, pictures: Pixels, captions: Sequence[str]) -> list[int]:
-        """Return for each picture how near the emoji of its caption is: 1 is the nearest.
-
-        Raises:
-            ValueError: no emoji has a caption.
-        """
-        places = {text: i for i, texts in enumerate(self.captions) for text in texts}
-        if unknown := [text for text in captions if text not in places]:
-            raise ValueError(f"no emoji is called {unknown[0]!r}")
+    def all_ranks(self, pictures: Pixels) -> npt.NDArray[np.int_]:
+        """Return how near each emoji is to each picture, [N, emoji]: 1 is the nearest."""
         found = []
-        for point, caption in zip(self.place(pictures), captions, strict=True):
+        for point in self.place(pictures):
             distances = ((self.points - point) ** 2).sum(1)
-            found.append(1 + int((distances < distances[places[caption]]).sum()))
-        return found
+            found.append(1 + np.searchsorted(np.sort(distances), distances))
+        return np.stack(found)
+
+    def places(self, captions: Sequence[str]) -> npt.NDArray[np.int_]:
+        """Return which emoji each caption is of; ValueError if it is none's."""
+        known = {text: i for i, texts in enumerate(self.captions) for text in texts}
+        if unknown := [text for text in captions if text not in known]:
+            raise ValueError(f"no emoji is called {unknown[0]!r}")
+        return np.array([known[text] for text in captions])
+
+    def ranks(self, pictures: Pixels, captions: Sequence[str]) -> list[int]:
+        """Return for each picture how near the emoji of its caption is; ValueError as `places`."""
+        places = self.places(captions)
+        return [int(rank) for rank in self.all_ranks(pictures)[np.arange(len(places)), places]]
 
 
 def _joined(parts: Mapping[str, Features], scales: Mapping[str, float]) -> Features:
@@ -309,16 +314,16 @@ def judge(data: Path) -> StyleClassifier:
 def score(pictures: Pixels, captions: Sequence[str], judge: StyleClassifier) -> Score:
     """Score uint8 [N, 64, 64, 3], each under its caption: see `Score`."""
     gallery = judge.gallery
-    ranks = np.array(gallery.ranks(pictures, captions))
-    others = []
-    for turn in range(1, len(captions)):
-        others += gallery.ranks(pictures, [*captions[turn:], *captions[:turn]])
+    places = gallery.places(captions)
+    ranks = gallery.all_ranks(pictures)[:, places]
+    own = np.diag(ranks)
+    others = ranks[places[:, None] != places]
     return Score(
         pictures=len(pictures),
         emoji=len(gallery.captions),
-        top_1=float((ranks == 1).mean()),
-        top_10=float((ranks <= 10).mean()),
-        unrelated_top_10=float((np.array(others) <= 10).mean()) if others else 0.0,
+        top_1=float((own == 1).mean()),
+        top_10=float((own <= 10).mean()),
+        unrelated_top_10=float((others <= 10).mean()) if others.size else 0.0,
         fluent=float(judge.is_fluent(pictures).mean()),
     )
 
