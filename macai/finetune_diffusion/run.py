@@ -18,6 +18,7 @@ import mlx.optimizers as optim
 from macai.diffusion.images import write_picture
 from macai.diffusion.training.average import Average
 from macai.diffusion.training.base import Base, open_base
+from macai.diffusion.training.cpu_ops import cpu_ops
 from macai.diffusion.training.plan import Planner
 from macai.errors import OutputError, TrainingError
 from macai.files import atomic_file, refuse_existing
@@ -99,7 +100,8 @@ def finetune_diffusion(
     for done, compute in enumerate(prepare, 1):
         compute()
         yield Preparing(done=done, total=len(prepare))
-    yield from _steps(run, should_stop)
+    with cpu_ops(run.task.model):
+        yield from _steps(run, should_stop)
 
 
 def _set_up(

@@ -69,19 +69,17 @@ def make_task(
 def require_parts(recipe: DiffusionRecipe, base: Base) -> None:
     """Raise ModelError or UsageError if the base is not one that the recipe can train."""
     options = recipe.diffusion
-    random = options.init == "random"
     if options.train == "vae":
         if options.vae is not None:
             raise UsageError(
                 "diffusion.vae names the autoencoder that a U-Net is trained for",
                 hint='with train = "vae" the model itself is the one to start from',
             )
-        require(base, "vae", random=random)
+        require(base, "vae")
         return
-    require(base, "unet", "vae", random=random)
+    require(base, "unet", "vae")
     if not base.text_encoders:
         raise ModelError(f"{base.path}: no text encoder in it", hint="give the whole model")
-    require(base, *base.text_encoders, random=random)
     config = UNet2DConditionConfig.from_dict(base.configs["unet"])
     latents = AutoencoderKLConfig.from_dict(base.configs["vae"]).latent_channels
     if config.in_channels != latents:

@@ -19,7 +19,7 @@ from macai.diffusion.tokenizer import ClipTokenizer
 from macai.errors import ModelError
 
 TEXT = ("text_encoder", "text_encoder_2")
-RANDOM_HINT = 'set diffusion.init = "random" to begin with random ones'
+RANDOM_HINT = 'diffusion.init = "random" begins with random weights where there are none'
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,12 @@ def open_base(path: Path, *, random: bool, vae: Path | None = None) -> Base:
     Raises:
         ModelError, FormatError: as `open_checkpoint`.
     """
-    base = _configs(path) if random and path.is_dir() else _checkpoint(path)
+    try:
+        base = _configs(path) if random and path.is_dir() else _checkpoint(path)
+    except ModelError as e:
+        if random or not any(path.glob(f"*/{CONFIG}")):
+            raise
+        raise type(e)(e.message, hint=RANDOM_HINT) from e
     if vae is None:
         return base
     other = open_checkpoint(vae)
@@ -165,13 +170,10 @@ def _configs(path: Path) -> Base:
     )
 
 
-def require(base: Base, *components: str, random: bool) -> None:
-    """Raise ModelError if the model lacks one of `components`, or weights that are needed."""
+def require(base: Base, *components: str) -> None:
+    """Raise ModelError if the model lacks one of `components`."""
     if missing := [name for name in components if name not in base.configs]:
         raise ModelError(
             f"{base.path}: no {' and no '.join(missing)} in it",
             hint="training wants the whole model: the folder with model_index.json, or one file",
         )
-    without = [name for name in components if name not in base.weights]
-    if without and not random:
-        raise ModelError(f"{base.path}: no weights of {', '.join(without)}", hint=RANDOM_HINT)

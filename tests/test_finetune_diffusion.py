@@ -1,0 +1,352 @@
+"""Whole runs on a model of a few thousand weights."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from macai.diffusion.loading import open_checkpoint
+from macai.diffusion.lora.formats import read_lora
+from macai.diffusion.lora.layers import layers_of
+from macai.errors import DataError, ModelError, OutputError, TrainingError, UsageError
+from macai.finetune_diffusion import finetune_diffusion
+from macai.finetune_diffusion.events import Preparing, Sampled, Started, Summary
+from macai.finetune_diffusion.result import BEST, DIFFUSERS
+from macai.models.arrays import load_arrays
+from macai.recipe.diffusion import (
+    Autoencoder,
+    Batch,
+    Data,
+    Diffusion,
+    DiffusionRecipe,
+    Lora,
+    Loss,
+    Optimizer,
+    Sample,
+    Schedule,
+    Train,
+)
+from macai.train.checkpoint import FILE
+from macai.train.events import Stopped, Validated
+from macai.train.loop import Report
+from macai.train.optimizer import joined
+from tests.diffusion.training.small import config_dir, model_dir, picture, picture_dir
+
+LORA = DiffusionRecipe(
+    model="m",
+    lora=Lora(rank=2, alpha=2, targets="linear"),
+    optimizer=Optimizer(learning_rate=1e-2),
+    schedule=Schedule(name="constant", warmup_steps=0),
+    batch=Batch(images=2),
+    train=Train(steps=4, save_every=2),
+)
+UNET = replace(LORA, diffusion=Diffusion(train="unet"))
+VAE = replace(
+    LORA, diffusion=Diffusion(train="vae", init="random"), batch=Batch(images=4), loss=Loss()
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_dir(tmp_path_factory.mktemp("small") / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return picture_dir(tmp_path_factory.mktemp("pictures") / "p")
+
+
+def run(recipe, model, data, out, **options):
+    return list(finetune_diffusion(recipe, model, data=data, out=out, **options))
+
+
+def of(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def trained(out: Path) -> dict[str, np.ndarray]:
+    arrays, _ = load_arrays(out / FILE)
+    return {name: np.array(a) for name, a in arrays.items()}
+
+
+def same(first, second, tolerance=0.0):
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        assert np.abs(array - second[name]).max() <= tolerance, name
+
+
+def stop_after(steps):
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return len(asked) >= steps
+
+    return should_stop
+
+
+def test_a_lora_run_tells_what_happens_and_leaves_both_files(model, data, tmp_path):
+    out = tmp_path / "style"
+    recipe = replace(LORA, data=Data(valid_share=0.25), train=Train(steps=4, eval_every=2))
+    events = run(recipe, model, data, out)
+    assert [type(e).__name__ for e in of(events, Started | Preparing)] == ["Started"] + [
+        "Preparing"
+    ] * 4
+    (started,), (summary,) = of(events, Started), of(events, Summary)
+    assert (started.train_images, started.valid_images, started.steps) == (3, 1, 4)
+    assert started.sizes == {"16x16": 4}
+    assert [v.step for v in of(events, Validated)] == [2, 4]
+    assert (summary.adapter, summary.model, summary.steps) == (str(out), None, 4)
+    assert summary.images == 6  # of three pictures a step of two and one of one
+    assert {f.name for f in out.iterdir()} == {
+        *("recipe.toml", "metrics.jsonl", FILE, DIFFUSERS, "style.kohya.safetensors")
+    }
+    base = open_checkpoint(model)
+    layers = layers_of({"unet": base.load("unet"), "text_encoder": base.load("text_encoder")})
+    for name, form in ((DIFFUSERS, "peft"), ("style.kohya.safetensors", "kohya")):
+        lora = read_lora(out / name, layers)
+        assert lora.format == form
+        assert len(lora.modules["unet"]) == 84
+        assert any(mx.abs(u.factors.up).max().item() > 0 for u in lora.modules["unet"].values())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
+    assert lines[0].keys() >= {"loss", "learning_rate", "grad_norm", "images", "seconds"}
+    assert "learnt_tokens" not in lines[0]
+
+
+EVERYTHING = replace(
+    LORA,
+    diffusion=Diffusion(text_encoder=True, ema_decay=0.9),
+    lora=Lora(rank=2, alpha=2, dropout=0.3),
+    loss=Loss(noise_offset=0.1, timesteps="logit-normal", prior_weight=0.5),
+    batch=Batch(images=3, micro_images=2, checkpointing="all"),
+    data=Data(flip=True, caption_dropout=0.3, valid_share=0.25, cache_gib=0.0),
+    train=Train(steps=5, save_every=2, eval_every=2),
+    sample=Sample(every=2, steps=2, prompts=("red",)),
+)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model, data, tmp_path):
+    recipe = replace(
+        EVERYTHING, data=replace(EVERYTHING.data, class_path=data, class_prompt="a thing")
+    )
+    whole, parts = tmp_path / "whole" / "r", tmp_path / "parts" / "r"
+    events = run(recipe, model, data, whole)
+    stopped = run(recipe, model, data, parts, should_stop=stop_after(3))
+    assert stopped[-1] == Stopped(step=3)
+    resumed = run(recipe, model, data, parts, resume=True)
+    same(trained(whole), trained(parts))
+    for name in (DIFFUSERS, "r.kohya.safetensors", "samples/step-000004.png"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    losses = [[r.loss for r in of(e, Report)] for e in (events, stopped, resumed)]
+    assert losses[0] == losses[1] + losses[2]
+    assert [v.loss for v in of(events, Validated)][1:] == [v.loss for v in of(resumed, Validated)]
+    assert any((whole / "cache").iterdir())
+    assert len({s.file for s in of(events, Sampled)}) == 3
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(model, data, tmp_path):
+    recipe = replace(UNET, train=Train(steps=4, save_every=2))
+    run(recipe, model, data, tmp_path / "whole")
+    steps = finetune_diffusion(recipe, model, data=data, out=tmp_path / "parts")
+    while not (isinstance(event := next(steps), Report) and event.step == 3):
+        pass
+    steps.close()
+    (tmp_path / "parts" / ".best.0123.partial.safetensors").write_bytes(b"x")
+    (tmp_path / "parts" / ".model.0123.partial").mkdir()
+    resumed = run(recipe, model, data, tmp_path / "parts", resume=True)
+    assert of(resumed, Started)[0].first_step == 2
+    same(trained(tmp_path / "whole"), trained(tmp_path / "parts"))
+    assert not list((tmp_path / "parts").glob(".*"))
+
+
+@pytest.mark.parametrize("kind", [UNET, VAE], ids=["unet", "vae"])
+def test_accumulated_parts_are_one_batch(kind, model, data, tmp_path):
+    kind = replace(kind, diffusion=replace(kind.diffusion, init="weights"), train=Train(steps=2))
+    results = []
+    for name, micro in (("whole", 0), ("parts", 1)):
+        recipe = replace(kind, batch=Batch(images=4, micro_images=micro))
+        events = run(recipe, model, data, tmp_path / name)
+        results.append([(r.loss, r.grad_norm) for r in of(events, Report)])
+    assert np.allclose(*results, rtol=2e-5)
+
+
+def test_a_small_model_learns_four_pictures_by_heart(data, tmp_path):
+    recipe = replace(
+        UNET,
+        diffusion=Diffusion(
+            train="unet", init="random", text_encoder=True, vae=model_dir(tmp_path / "with-vae")
+        ),
+        optimizer=Optimizer(learning_rate=1e-2),
+        schedule=Schedule(name="cosine", warmup_steps=5),
+        batch=Batch(images=4),
+        train=Train(steps=100, save_every=0),
+    )
+    configs = config_dir(tmp_path / "configs", "unet", "text_encoder")
+    events = run(recipe, configs, data, tmp_path / "out")
+    losses = [r.loss for r in of(events, Report)]
+    print(losses)
+    assert of(events, Started)[0].random == ("unet", "text_encoder")
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
+    whole = open_checkpoint(tmp_path / "out" / "model")
+    assert set(whole.components) == {"unet", "vae", "text_encoder"}
+    assert whole.tokenizer("text_encoder").size == 514
+
+
+def test_an_autoencoder_learns_to_give_pictures_back(data, tmp_path):
+    recipe = replace(
+        VAE,
+        optimizer=Optimizer(learning_rate=1e-2),
+        train=Train(steps=60, eval_every=20),
+        sample=Sample(every=30),
+        data=Data(valid_path=data),
+    )
+    events = run(recipe, config_dir(tmp_path / "configs", "vae"), data, tmp_path / "out")
+    losses = [v.loss for v in of(events, Validated)]
+    first = of(events, Report)[0].loss
+    assert losses[-1] < 0.35 * first
+    checkpoint = open_checkpoint(tmp_path / "out" / "model")
+    assert checkpoint.components == ("vae",)
+    sheet = np.asarray(Image.open(tmp_path / "out" / "samples" / "step-000060.png"))
+    assert sheet.shape == (32, 64, 3)
+    error = np.abs(sheet[:16].astype(int) - sheet[16:]).mean()
+    assert error < 40
+    # Latents of the pictures have about a deviation of 1 with the new scale.
+    vae, scale = checkpoint.load("vae"), checkpoint.configs["vae"]["scaling_factor"]
+    pixels = mx.array(np.stack([np.asarray(picture(c)) for c in ((230, 20, 20), (90, 90, 90))]))
+    posterior = vae.encode(pixels / 127.5 - 1)
+    assert 0.5 < mx.std(posterior.mean).item() * scale < 1.5
+
+
+def test_a_decoder_alone_is_trained_when_asked_for(model, data, tmp_path):
+    recipe = replace(
+        VAE, diffusion=Diffusion(train="vae"), autoencoder=Autoencoder(parts="decoder")
+    )
+    run(recipe, model, data, tmp_path / "out")
+    before = open_checkpoint(model).load("vae")
+    after = open_checkpoint(tmp_path / "out" / "model")
+    assert set(after.components) == {"unet", "vae", "text_encoder"}
+    assert after.configs["vae"]["scaling_factor"] == 1.0
+    vae = after.load("vae")
+    assert mx.array_equal(vae.encoder.conv_in.weight, before.encoder.conv_in.weight)
+    assert mx.array_equal(vae.quant_conv.weight, before.quant_conv.weight)
+    assert not mx.array_equal(vae.decoder.conv_in.weight, before.decoder.conv_in.weight)
+
+
+def test_the_averaged_weights_are_the_result(model, data, tmp_path):
+    recipe = replace(UNET, diffusion=Diffusion(train="unet", ema_decay=0.5), train=Train(steps=2))
+    run(recipe, model, data, tmp_path / "out")
+    arrays, _ = load_arrays(tmp_path / "out" / FILE)
+    saved = open_checkpoint(tmp_path / "out" / "model").load("unet")
+    assert mx.array_equal(joined(saved.parameters()), arrays["extra.average"])
+    assert not mx.array_equal(saved.conv_in.weight, arrays["model.unet.conv_in.weight"])
+
+
+def test_the_best_weights_are_kept_not_the_last(model, data, tmp_path):
+    recipe = replace(
+        UNET,
+        optimizer=Optimizer(learning_rate=0.3),
+        data=Data(valid_share=0.25),
+        train=Train(steps=6, eval_every=1, save_every=0),
+    )
+    events = run(recipe, model, data, tmp_path / "out")
+    validated = of(events, Validated)
+    assert not validated[-1].best
+    last, (best, _) = trained(tmp_path / "out"), load_arrays(tmp_path / "out" / BEST)
+    assert any(np.abs(np.array(a) - last[f"model.{n}"]).max() > 1e-3 for n, a in best.items())
+    assert of(events, Summary)[0].best_valid_loss == min(v.loss for v in validated)
+
+
+def test_numbers_that_are_none_stop_the_run_and_are_not_saved(model, data, tmp_path):
+    recipe = replace(
+        UNET, optimizer=Optimizer(learning_rate=1e30, max_grad_norm=0), train=Train(steps=9)
+    )
+    with pytest.raises(TrainingError, match="the loss is"):
+        run(recipe, model, data, tmp_path / "out")
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / BEST).exists()
+
+
+def test_a_run_with_other_pictures_or_another_recipe_is_not_resumed(model, data, tmp_path):
+    out = tmp_path / "out"
+    run(LORA, model, data, out, should_stop=stop_after(2))
+    with pytest.raises(TrainingError, match=r"(?s)another recipe.*lora.rank = 2 there, 3 here"):
+        run(replace(LORA, lora=replace(LORA.lora, rank=3)), model, data, out, resume=True)
+    other = picture_dir(tmp_path / "other")
+    picture((1, 1, 1)).save(other / "red.png")
+    with pytest.raises(TrainingError, match="another data set"):
+        run(LORA, model, other, out, resume=True)
+    changed = model_dir(tmp_path / "changed", seed=5)
+    with pytest.raises(TrainingError, match="another base model"):
+        run(LORA, changed, data, out, resume=True)
+    seen = replace(LORA, sample=Sample(every=2, steps=1), train=Train(steps=4, save_every=1))
+    assert run(seen, model, data, out, resume=True)[-1].steps == 4
+
+
+def test_an_earlier_run_is_replaced_only_by_force(model, data, tmp_path):
+    run(LORA, model, data, tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already"):
+        run(LORA, model, data, tmp_path / "out")
+    run(replace(UNET, train=Train(steps=1)), model, data, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "components", "error", "says"),
+    [
+        ({"train": "unet"}, (), ModelError, "no weights in it"),
+        ({"train": "unet", "init": "random"}, (), ModelError, "vae has no weights"),
+        ({"train": "vae"}, ("vae",), ModelError, "no weights in it"),
+        ({"train": "vae", "init": "random"}, ("unet",), ModelError, "no vae in it"),
+        ({"train": "unet", "init": "random"}, ("vae", "unet"), ModelError, "no text encoder"),
+        ({"train": "lora", "init": "random"}, (), UsageError, "learns nothing"),
+    ],
+)
+def test_weights_that_are_missing_are_named(options, components, error, says, data, tmp_path):
+    configs = config_dir(tmp_path / "configs", *components)
+    index = {name: ["diffusers", "X"] for name in components or ("unet", "vae", "text_encoder")}
+    (configs / "model_index.json").write_text(json.dumps(index))
+    recipe = replace(LORA, diffusion=Diffusion(**options))
+    with pytest.raises(error, match=says) as caught:
+        run(recipe, configs, data, tmp_path / "out")
+    assert "init" in options or 'diffusion.init = "random"' in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": Data(class_path=Path("x"))}, "go together"),
+        ({"data": Data(background="wight")}, "is no colour"),
+        ({"data": Data(bucket_step=9)}, "is no multiple of 2"),
+        ({"diffusion": Diffusion(train="unet", quantize=8)}, "beside a LoRA"),
+        ({"diffusion": Diffusion(train="vae", vae=Path("x"))}, "a U-Net is trained for"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(changes, says, model, data, tmp_path):
+    changes = {
+        name: replace(value, vae=model) if getattr(value, "vae", None) else value
+        for name, value in changes.items()
+    }
+    with pytest.raises(UsageError, match=says):
+        run(replace(LORA, **changes), model, data, tmp_path / "out")
+
+
+def test_models_that_training_is_not_for_are_refused(data, tmp_path):
+    nine = model_dir(tmp_path / "nine", in_channels=9)
+    with pytest.raises(ModelError, match="9 channels"):
+        run(LORA, nine, data, tmp_path / "out")
+    lcm = model_dir(tmp_path / "lcm", time_cond_proj_dim=8)
+    with pytest.raises(ModelError, match="LCM"):
+        run(LORA, lcm, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_pictures_stop_a_run_before_it_begins(model, tmp_path):
+    data = picture_dir(tmp_path / "p", captions="none")
+    with pytest.raises(DataError, match="4 problems"):
+        run(LORA, model, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
