@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "data" / "intents"
-COUNTS = {"train": 1644, "valid": 150, "test": 200}
+COUNTS = {"train": 1974, "valid": 150, "test": 200}
 SLOTS = {
     "alarm.set": ["time", "day"],
     "timer.start": ["duration", "label"],

@@ -239,8 +239,18 @@ def opened(pattern: str, rng: random.Random) -> str:
 
 
 def train_patterns(written: list[str], rng: random.Random) -> list[str]:
-    """Return the patterns of train's rows, one in six of them with an opener."""
-    return [opened(p, rng) if rng.random() < 1 / 6 else p for p in written]
+    """Return the patterns of train's rows, all different.
+
+    Those with a time of day, the hardest slot, come as they are and once more with an opener; of
+    the others, one in six has an opener, or openers would be a sign of a time.
+    """
+    patterns = []
+    for pattern in written:
+        if "{time" in pattern:
+            patterns += [pattern, opened(pattern, rng)]
+        else:
+            patterns.append(opened(pattern, rng) if rng.random() < 1 / 6 else pattern)
+    return patterns
 
 
 def make_split(split: str) -> list[dict[str, Any]]:
