@@ -145,9 +145,7 @@ class Parts:
         return sum(map(self.source.bytes, names)) + self._vae_source.bytes("vae")
 
 
-def time_ids_of(
-    configs: Mapping[str, Mapping[str, Any]], text_names: Sequence[str]
-) -> int | None:
+def time_ids_of(configs: Mapping[str, Mapping[str, Any]], text_names: Sequence[str]) -> int | None:
     """Return how many sizes the U-Net of a model with these configs is told; see Parts.time_ids."""
     config = UNet2DConditionConfig.from_dict(configs["unet"])
     if config.addition_embed_type != "text_time":
