@@ -85,7 +85,7 @@ def test_the_report_holds_all_that_was_measured(macai, tmp_path):
         "model", "sha256", "rows", "steps", "epochs", "train_loss", "valid_loss",
         "best_valid_loss", "real_tokens", "processed_tokens", "tokens_per_second",
         "peak_memory_bytes", "seconds", "base", "tuned", "fused", "package", "answers", "versions",
-        "machine", "total_seconds",
+        "machine", "total_seconds", "workers",
     }  # fmt: skip
     source = MODELS["smollm2-135m"].source
     assert (report["model"], report["sha256"]) == ("smollm2-135m", source.member_sha256)
