@@ -91,6 +91,7 @@ def test_a_whole_number_becomes_a_float_where_one_is_meant(write):
         ('[schedule]\nname = ["cosine"]', 'must be "cosine" or "constant" or "linear"'),
         ('[optimizer]\nlearning_rate = "1e-4"', 'must be a number, not "1e-4"'),
         ("[train]\nseed = 4294967296", "must be at least 0 and at most 4294967295"),
+        ("[train]\nworkers = 65", "train.workers: must be at least 0 and at most 64, not 65"),
         (f"[train]\nepochs = {'9' * 400}", "must be finite and greater than 0"),
         ("[data]\npath = 3", "data.path: must be a string of at least one character, not 3"),
         ('[data]\npath = ""', 'must be a string of at least one character, not ""'),
