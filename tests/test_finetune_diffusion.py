@@ -110,7 +110,7 @@ def test_a_lora_run_tells_what_happens_and_leaves_both_files(model, data, tmp_pa
     for name, form in ((DIFFUSERS, "peft"), ("style.kohya.safetensors", "kohya")):
         lora = read_lora(out / name, layers)
         assert lora.format == form
-        assert len(lora.modules["unet"]) == 84
+        assert len(lora.modules["unet"]) == 48
         assert any(mx.abs(u.factors.up).max().item() > 0 for u in lora.modules["unet"].values())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
@@ -184,12 +184,11 @@ def test_a_small_model_learns_four_pictures_by_heart(data, tmp_path):
         optimizer=Optimizer(learning_rate=1e-2),
         schedule=Schedule(name="cosine", warmup_steps=5),
         batch=Batch(images=4),
-        train=Train(steps=100, save_every=0),
+        train=Train(steps=60, save_every=0),
     )
     configs = config_dir(tmp_path / "configs", "unet", "text_encoder")
     events = run(recipe, configs, data, tmp_path / "out")
     losses = [r.loss for r in of(events, Report)]
-    print(losses)
     assert of(events, Started)[0].random == ("unet", "text_encoder")
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
     whole = open_checkpoint(tmp_path / "out" / "model")

@@ -20,11 +20,12 @@ from tests.diffusion import tiny
 SIZE = 16  # pixels: latents of 8
 COLOURS = {"red": (230, 20, 20), "green": (20, 180, 20), "blue": (30, 30, 220), "grey": (90,) * 3}
 
-UNET = tiny.UNET | {"sample_size": SIZE // 2, "down_block_types": ["CrossAttnDownBlock2D"] * 2}
-UNET |= {"up_block_types": ["CrossAttnUpBlock2D"] * 2}
+UNET = tiny.UNET | {"sample_size": SIZE // 2, "mid_block_type": "UNetMidBlock2DCrossAttn"}
+UNET |= {"block_out_channels": [8], "down_block_types": ["CrossAttnDownBlock2D"]}
+UNET |= {"up_block_types": ["CrossAttnUpBlock2D"]}
 VAE = tiny.VAE | {"sample_size": SIZE, "scaling_factor": 1.0}
 TEXT = tiny.TEXT | {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513}
-TEXT |= {"max_position_embeddings": 12}
+TEXT |= {"max_position_embeddings": 12, "num_hidden_layers": 1}
 CONFIGS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 
 

@@ -11,7 +11,7 @@ from macai.diffusion.training.blocks import checkpoint_blocks
 from macai.train.optimizer import joined
 from tests.diffusion.training.small import models
 
-COUNTS = {"none": 0, "transformers": 7, "all": 15}
+COUNTS = {"none": 0, "transformers": 4, "all": 9}
 
 
 def result(kinds, *, dropout):
