@@ -8,6 +8,8 @@ from macai.diffusion.training.average import Average, decay_at
 from macai.diffusion.training.noising import Noising, TimestepChoice
 from macai.errors import ModelError
 from tests.diffusion.tiny import SCHEDULER
+from tests.diffusion.training.training_oracle import TIMES as TRAINED
+from tests.diffusion.training.training_oracle import read_golden
 
 TIMES = np.array([0, 1, 100, 500, 900, 999])
 
@@ -56,6 +58,21 @@ def test_min_snr_caps_the_weight_of_the_sample_s_error(prediction):
     assert weights.dtype == np.float32
     assert np.allclose(weights * as_sample, np.minimum(snr, 5), rtol=1e-3)
     assert noising(prediction).weights(TIMES, 0.0).tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("case", read_golden()["min_snr"])
+def test_min_snr_is_that_of_diffusers(case):
+    prediction, gamma = case.split()
+    weights = noising(prediction).weights(TRAINED, float(gamma))
+    assert np.allclose(weights, read_golden()["min_snr"][case], rtol=1e-4)
+
+
+@pytest.mark.parametrize("decay", read_golden()["averages"])
+def test_an_average_is_that_of_diffusers(decay):
+    average = Average(mx.zeros(1), float(decay))
+    for n, wanted in enumerate(read_golden()["averages"][decay], 1):
+        average.add(mx.array([float(n**2)]), n)
+        assert math.isclose(average.vector.item(), wanted, rel_tol=1e-5)
 
 
 def test_min_snr_weighs_a_timestep_as_the_paper_says():
