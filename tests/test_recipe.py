@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 
 from macai.catalog import find_recipe, recipe_names
 from macai.errors import RecipeError
-from macai.recipe import Adapter, Data, Optimizer, Recipe, Train, dumps, load_recipe
+from macai.recipe import (
+    Adapter,
+    Data,
+    DiffusionRecipe,
+    Optimizer,
+    Recipe,
+    Train,
+    differences,
+    diffusion,
+    dumps,
+    load_any_recipe,
+    load_recipe,
+)
 
 
 @pytest.fixture
@@ -49,8 +61,8 @@ def test_a_recipe_cannot_be_changed():
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_loads_and_says_how_to_run_it(name):
     path = find_recipe(name)
-    recipe = load_recipe(path)
-    assert recipe.model == "smollm2-135m"
+    recipe = load_any_recipe(path)
+    assert recipe.kind == "diffusion" or recipe.model == "smollm2-135m"
     head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     assert any(line.startswith(f"#   macai train {name} ") for line in head)
 
@@ -246,3 +258,76 @@ def test_every_default_is_written_out():
     }
     assert "path" not in written["data"]
     assert math.isclose(written["optimizer"]["learning_rate"], 2e-4)
+
+
+def test_the_kind_decides_which_keys_there_are(write):
+    pictures = write('kind = "diffusion"\nmodel = "m"\n[lora]\nrank = 4')
+    recipe = load_any_recipe(pictures, ["batch.images=3", "diffusion.quantize=8"])
+    assert recipe == DiffusionRecipe(
+        model="m",
+        lora=diffusion.Lora(rank=4),
+        batch=diffusion.Batch(images=3),
+        diffusion=diffusion.Diffusion(quantize=8),
+    )
+    assert 'kind: must be "language", not "diffusion"' in problems(pictures)
+    assert load_any_recipe(write('model = "m"')) == Recipe(model="m")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('kind = "difusion"', 'kind: must be "language" or "diffusion", not "difusion"'),
+        ("kind = 1", 'kind: must be "language" or "diffusion", not 1'),
+    ],
+)
+def test_a_kind_there_is_not_is_the_one_problem(write, text, message):
+    with pytest.raises(RecipeError) as caught:
+        load_any_recipe(write(f"{text}\n[nothing]\nx = 1"))
+    assert caught.value.message == f"mine.toml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[lora]\nrnk = 4", "did you mean 'rank'?"),
+        ("[losss]\n", "did you mean 'loss'?"),
+        ("[adapter]\nrank = 4", "unknown table 'adapter'"),
+        ("[data]\nflip = 1", "data.flip: must be true or false, not 1"),
+        ("[data]\ncaption_dropout = 1.5", "must be at least 0 and at most 1, not 1.5"),
+        ("[diffusion]\nquantize = 2", "diffusion.quantize: must be 0 or 8 or 4, not 2"),
+        ("[diffusion]\nquantize = false", "diffusion.quantize: must be 0 or 8 or 4, not false"),
+        ('[sample]\nprompts = "x"', 'must be a list of prompts, not "x" (write ["a red apple"'),
+        ("[batch]\nimages = 0", "batch.images: must be at least 1"),
+    ],
+)
+def test_a_wrong_value_of_a_recipe_for_pictures_is_named(write, line, message):
+    with pytest.raises(RecipeError) as caught:
+        load_any_recipe(write(f'kind = "diffusion"\nmodel = "m"\n{line}'))
+    error = caught.value
+    assert message in (f"{error.message} ({error.hint})" if error.hint else error.message)
+
+
+def test_the_paths_of_a_recipe_for_pictures_belong_to_its_folder(write, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    lines = ['[data]\npath = "a"\nclass_path = "b"\nvalid_path = "/c"\nprompt = "./d"']
+    path = write('kind = "diffusion"\nmodel = "./m"\n[diffusion]\nvae = "v"\n' + lines[0])
+    recipe = load_any_recipe(path)
+    assert recipe.model == str(tmp_path / "m")
+    assert recipe.diffusion.vae == tmp_path / "v"
+    assert recipe.data.path == tmp_path / "a"
+    assert recipe.data.class_path == tmp_path / "b"
+    assert recipe.data.valid_path == Path("/c")
+    assert recipe.data.prompt == "./d"
+
+
+def test_a_recipe_for_pictures_is_written_and_read_again(tmp_path):
+    recipe = DiffusionRecipe(
+        model="m",
+        data=diffusion.Data(path=tmp_path, prompt='a "red" thing', flip=True),
+        sample=diffusion.Sample(every=5, prompts=("a", "b")),
+    )
+    file = tmp_path / "r.toml"
+    file.write_text(dumps(recipe), encoding="utf-8")
+    assert load_any_recipe(file) == recipe
+    changed = load_any_recipe(file, ["lora.rank=3", "data.path=x"])
+    assert differences(recipe, changed) == ["lora.rank = 16 there, 3 here"]

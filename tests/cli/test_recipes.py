@@ -83,3 +83,10 @@ def test_an_unknown_recipe_is_named(macai):
         "error: no recipe is called 'intent', and no .toml file is there",
         "hint: did you mean 'intents'?",
     ]
+
+
+def test_a_recipe_for_pictures_is_shown_and_copied(macai, tmp_path):
+    shown = tomllib.loads(macai("recipes", "show", "sd-lora", "--set", "lora.rank=3").out)
+    assert (shown["kind"], shown["lora"]["rank"]) == ("diffusion", 3)
+    assert macai("recipes", "copy", "sd-lora", tmp_path / "mine.toml").code == 0
+    assert (tmp_path / "mine.toml").read_bytes() == find_recipe("sd-lora").read_bytes()
