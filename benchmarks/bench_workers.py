@@ -26,6 +26,7 @@ from macai.models.cpu_ops import cpu_ops
 from macai.models.load import LoadedModel, load_model
 from macai.models.lora import add_lora, target_paths
 from macai.recipe import load_recipe
+from macai.train.gradient import Gradient
 from macai.train.job import Job
 from macai.train.loop import Report, train
 from macai.train.loss import Logits, logits_for
@@ -102,7 +103,7 @@ def _run(
         pad_id=0,
         prefix=shared_prefix(examples) if enough_rows else 0,
     )
-    team = stack.enter_context(Team(loaded.model, logits, job))
+    team = stack.enter_context(Team(loaded.model, Gradient(loaded.model, logits), job))
     optimizer = optim.AdamW(learning_rate=1e-4, bias_correction=True)
     init(optimizer, loaded.model)
     return train(

@@ -41,6 +41,7 @@ from macai.recipe import Recipe, differences, dumps, load_recipe
 from macai.train.checkpoint import FILE, Checkpoint, load_checkpoint, restore, save_checkpoint
 from macai.train.evaluate import mean_loss
 from macai.train.events import Event, Started, Stopped, Validated, Validating
+from macai.train.gradient import Gradient
 from macai.train.job import Job
 from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
@@ -115,7 +116,8 @@ def finetune(
     else:
         _write_start(run)
     yield _started(run, sets)
-    with cpu_ops(loaded.model), Team(loaded.model, run.logits, _job(run)) as team:
+    gradient = Gradient(loaded.model, run.logits)
+    with cpu_ops(loaded.model), Team(loaded.model, gradient, _job(run)) as team:
         yield from _steps(run, team, should_stop)
 
 

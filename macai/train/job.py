@@ -4,10 +4,11 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,11 +18,56 @@ from numpy.typing import NDArray
 from macai.data.batches import Batch, Plan, make_batch
 from macai.data.tokens import Example
 from macai.models.arrays import named_arrays, scalar
+from macai.models.cpu_ops import cpu_ops
+from macai.models.load import load_network
+from macai.models.lora import add_lora
+from macai.train.gradient import Gradient, Sums
+from macai.train.loss import logits_for
+
+Made = Iterable[tuple[int, Callable[[], Any]]]
+"""Of each part its number in the step, and what makes its batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that a process computes gradients of.
+
+    Attributes:
+        model: Its trainable parameters change with each step.
+        gradient: (parts, seed of the step) -> their sums.
+        ops: How it computes meanwhile.
+    """
+
+    model: nn.Module
+    gradient: Callable[[Made, int], Sums]
+    ops: AbstractContextManager[None]
+
+
+class Work(Protocol):
+    """What a process needs, besides parameters and parts, to compute what any other would."""
+
+    @property
+    def workers(self) -> int:
+        """Processes in all."""
+        ...
+
+    @property
+    def model(self) -> Path:
+        """Where the weights are, to name in errors."""
+        ...
+
+    def made(self, parts: Iterable[tuple[int, Any]]) -> Made:
+        """Yield the number of each part and what makes its batch."""
+        ...
+
+    def opened(self) -> Opened:
+        """Load the model, in another process than the one that trains it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a process needs, besides parameters and plans, to compute what any other would.
+    """The work on a language model.
 
     Attributes:
         workers: Processes in all.
@@ -44,6 +90,13 @@ class Job:
         for number, plan in parts:
             make = partial(make_batch, self.examples, plan, pad_id=self.pad_id, prefix=self.prefix)
             yield number, make
+
+    def opened(self) -> Opened:
+        """Load the model and add the LoRA."""
+        model = load_network(self.model)
+        logits = logits_for(model)
+        add_lora(model, **self.lora)
+        return Opened(model, Gradient(model, logits), cpu_ops(model))
 
 
 class Board:

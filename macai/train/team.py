@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,12 +15,10 @@ from typing import Any
 
 import mlx.nn as nn
 
-from macai.data.batches import Plan
 from macai.errors import TrainingError
 from macai.models.blas import blas_threads
-from macai.train.gradient import Gradient, Sums
-from macai.train.job import Board, Job, base_sums
-from macai.train.loss import Logits
+from macai.train.gradient import Sums
+from macai.train.job import Board, Made, Work, base_sums
 from macai.train.machine import cores
 from macai.train.optimizer import joined
 
@@ -40,9 +38,10 @@ class Team:
     A context manager: the others start with the first step, and after the block there is none.
     """
 
-    def __init__(self, model: nn.Module, logits: Logits, job: Job) -> None:
+    def __init__(self, model: nn.Module, gradient: Callable[[Made, int], Sums], job: Work) -> None:
+        """Take the model, what computes its gradient here, and what the others need."""
         self._model = model
-        self._gradient = Gradient(model, logits)
+        self._gradient = gradient
         self._job = job
         self._threads = max(1, cores() // job.workers)
         self._workers: list[_Worker] = []
@@ -63,7 +62,7 @@ class Team:
             _end(worker.process)
         self._workers = []
 
-    def __call__(self, parts: Sequence[Plan], seed: int) -> Sums:
+    def __call__(self, parts: Sequence[Any], seed: int) -> Sums:
         """Return the sums over all parts of a step, those of the processes added in their order.
 
         Raises:

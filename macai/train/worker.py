@@ -13,12 +13,7 @@ from multiprocessing.connection import Connection
 import mlx.core as mx
 
 from macai.errors import TrainingError
-from macai.models.cpu_ops import cpu_ops
-from macai.models.load import load_network
-from macai.models.lora import add_lora
-from macai.train.gradient import Gradient
-from macai.train.job import Board, base_sums
-from macai.train.loss import logits_for
+from macai.train.job import Board, Work, base_sums
 from macai.train.optimizer import joined, put
 
 
@@ -39,20 +34,19 @@ def main(connection_file: int, memory_file: int) -> None:
 
 
 def _serve(connection: Connection, memory_file: int) -> None:
+    job: Work
     job, number, expected = connection.recv()
-    model = load_network(job.model)
-    logits = logits_for(model)
-    add_lora(model, **job.lora)
+    opened = job.opened()
+    model = opened.model
     if base_sums(model) != expected:
         raise TrainingError(f"{job.model} holds other weights than the model that is trained")
     board = Board(memory_file, job.workers, joined(model.trainable_parameters()).size)
-    gradient = Gradient(model, logits)
     model.train()
-    with cpu_ops(model):
+    with opened.ops:
         while True:
             parts, seed = connection.recv()
             put(model, board.read(0))
-            sums = gradient(job.made(parts), seed)
+            sums = opened.gradient(job.made(parts), seed)
             board.write(number, sums.vector)
             counts = {name: getattr(sums, name) for name in sums.__slots__ if name != "vector"}
             connection.send(counts)

@@ -51,7 +51,7 @@ def team_in(folder, **options):
     model.train()
     put(model, mx.random.normal(joined(model.trainable_parameters()).shape, key=mx.random.key(7)))
     put(model, joined(model.trainable_parameters()) * 0.1)
-    return Team(model, _picked, job)
+    return Team(model, Gradient(model, _picked), job)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +222,5 @@ def test_the_cores_are_shared_out_while_a_step_is_computed_and_given_back(three,
     three(divide(STEP, LENGTHS, 3), 0)
     assert (seen, openblas.openblas_get_num_threads()) == ([3], before)
     monkeypatch.setattr("macai.train.team.cores", lambda: 7)
-    assert [
-        Team(three._model, _picked, replace(three._job, workers=n))._threads for n in (1, 2, 3, 9)
-    ] == [7, 3, 2, 1]
+    teams = [Team(three._model, None, replace(three._job, workers=n)) for n in (1, 2, 3, 9)]
+    assert [team._threads for team in teams] == [7, 3, 2, 1]
