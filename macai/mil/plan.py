@@ -143,7 +143,9 @@ class _Planner:
         return self.places - 1
 
     def constant(self, value: Value) -> Constant:
-        return Constant(value.read, self.cache)
+        address = value.stored_at
+        place = None if address is None else (address, str(value.type))
+        return Constant(value.read, self.cache, place=place)
 
     def plan(self) -> Plan:
         scope = Scope(self)

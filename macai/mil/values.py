@@ -50,6 +50,11 @@ class Value:
     stored_bytes: int = 0
     stored: np.ndarray | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def stored_at(self) -> int | None:
+        """The address of those bytes, which is the same for all who read them."""
+        return None if self.stored is None else int(self.stored.__array_interface__["data"][0])
+
 
 Blobs = Callable[[str, str], blob.BlobFile]
 """(name of a weight file as a program gives it, where) -> the file."""

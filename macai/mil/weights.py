@@ -1,6 +1,6 @@
 """Constants of a prepared function, decoded when first needed and kept within a budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,16 @@ class WeightCache:
 
     Weights are used in the same order in every run, so whichever came first stays: replacing the
     least recently used would throw each away just before its next use.
+
+    Attributes:
+        left_bytes: What may still be taken.
+        decoded: Weights of the file that are kept, by where they are: a function and the next, and
+            a run in float32 and one in float16, have the same ones.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.left_bytes = limit_bytes
+        self.decoded: dict[Hashable, np.ndarray] = {}
 
     def take(self, size: int) -> bool:
         """Return whether `size` bytes may be kept, and count them if so."""
@@ -30,9 +36,15 @@ class Constant:
     """A value known before a run: a weight, or (`is_computed`) an operation on weights."""
 
     def __init__(
-        self, read: Callable[[], Any], cache: WeightCache, *, is_computed: bool = False
+        self,
+        read: Callable[[], Any],
+        cache: WeightCache,
+        *,
+        place: Hashable = None,
+        is_computed: bool = False,
     ) -> None:
-        self._read = read
+        """Take what reads it, and where in the weight file and as what it is; None if nowhere."""
+        self._read, self._place = read, place
         self.is_computed = is_computed
         self._cache = cache
         self._kept: Any = None
@@ -45,6 +57,9 @@ class Constant:
         """Return it as a run computes with it: floats in float32, anything else as it is."""
         if self._kept is not None:
             return self._kept
+        if self._place in self._cache.decoded:
+            self._kept = self._cache.decoded[self._place]
+            return self._kept
         value = self._read()
         if not isinstance(value, np.ndarray):
             self._kept = value
@@ -53,6 +68,8 @@ class Constant:
         owned = 0 if np.may_share_memory(decoded, value) else decoded.nbytes
         if self._cache.take(owned):
             self._kept = decoded
+            if self._place is not None:
+                self._cache.decoded[self._place] = decoded
         return decoded
 
 

@@ -9,7 +9,7 @@ from coremltools.converters.mil.mil import Function, Program, get_new_symbol, ty
 import macai.mil
 from macai.errors import PackageError
 from macai.mil import Overflow, Range, TensorSpec, open_package
-from tests.mil.packages import build, run, save_model, state, tensor
+from tests.mil.packages import build, run, save, save_model, state, tensor
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((64, 32)).astype(np.float16)
@@ -182,6 +182,28 @@ def test_weights_are_decoded_once_or_each_time_as_the_budget_allows(tmp_path):
         for _ in range(3):
             assert np.abs(run(package, X)[0] - EXACT).max() < 1e-5
         assert len(reads) == decodings
+
+
+def test_a_weight_is_decoded_once_for_all_functions_and_precisions(tmp_path):
+    program = Program()
+    for name, rows in (("main", 1), ("two", 2)):
+        spec = {"x": tensor(rows, 32, dtype="fp16")}
+        with Function(spec, opset_version=ct.target.iOS18) as function:
+            weight = mb.const(val=WEIGHT)
+            weight.op.weight_id = "weight"
+            function.set_outputs([mb.linear(x=function.inputs["x"], weight=weight, name="y")])
+        program.add_function(name, function)
+    program.export_as_multifunction = True
+    package = open_package(save(program, tmp_path / "p.mlpackage"))
+    reads = counting_reads(package, "linear", "weight")
+    assert np.abs(run(package, X, function="main")[0] - EXACT).max() < 1e-5
+    both = np.concatenate([X, 2 * X])
+    assert np.abs(run(package, both, function="two")[0] - [[1], [2]] * EXACT).max() < 1e-5
+    for name, x in (("main", X), ("two", both)):
+        run(package, x, function=name, precision="fp16")
+    cache = package.functions["two"].limits.cache
+    assert len(reads) == 1
+    assert [a.size for a in cache.decoded.values()].count(WEIGHT.size) == 1
 
 
 def test_a_compressed_embedding_is_decompressed_once(tmp_path):
