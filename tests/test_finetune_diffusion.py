@@ -12,9 +12,11 @@ from PIL import Image
 from macai.diffusion.loading import open_checkpoint
 from macai.diffusion.lora.formats import read_lora
 from macai.diffusion.lora.layers import layers_of
+from macai.diffusion.training.base import open_base
 from macai.errors import DataError, ModelError, OutputError, TrainingError, UsageError
 from macai.finetune_diffusion import finetune_diffusion
 from macai.finetune_diffusion.events import Preparing, Sampled, Started, Summary
+from macai.finetune_diffusion.job import workers_for
 from macai.finetune_diffusion.result import BEST, DIFFUSERS
 from macai.models.arrays import load_arrays
 from macai.recipe.diffusion import (
@@ -173,6 +175,47 @@ def test_accumulated_parts_are_one_batch(kind, model, data, tmp_path):
         events = run(recipe, model, data, tmp_path / name)
         results.append([(r.loss, r.grad_norm) for r in of(events, Report)])
     assert np.allclose(*results, rtol=2e-5)
+
+
+@pytest.mark.parametrize("recipe", [UNET, EVERYTHING], ids=["unet", "lora"])
+def test_two_processes_compute_what_one_does_and_are_resumed_bit_for_bit(
+    recipe, model, data, tmp_path
+):
+    lora = replace(recipe.lora, dropout=0.0)  # each part draws its own
+    recipe = replace(recipe, lora=lora, sample=Sample(), batch=replace(recipe.batch, images=3))
+
+    def of_workers(count):
+        return replace(recipe, train=Train(steps=4, save_every=0, workers=count))
+
+    one = run(of_workers(1), model, data, tmp_path / "one" / "r")
+    two = run(of_workers(2), model, data, tmp_path / "two" / "r")
+    assert (of(one, Started)[0].workers, of(two, Started)[0].workers) == (1, 2)
+    assert of(two, Summary)[0].workers == 2
+    for a, b in zip(of(one, Report), of(two, Report), strict=True):
+        assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=1e-3)
+        assert a.real_tokens == b.real_tokens
+    parts = tmp_path / "parts" / "r"
+    run(of_workers(2), model, data, parts, should_stop=stop_after(2))
+    run(of_workers(2), model, data, parts, resume=True)
+    same(trained(tmp_path / "two" / "r"), trained(parts))
+    if recipe.diffusion.train == "lora":
+        assert len(list((parts / "cache").iterdir())) >= 8  # encoded once, for both
+
+
+def test_a_short_run_and_one_on_a_gpu_have_one_process(monkeypatch, tmp_path):
+    base = open_base(config_dir(tmp_path / "configs"), random=True)
+    monkeypatch.setattr("macai.finetune_diffusion.job.cores", lambda: 2)
+
+    def count(images=4, workers=0, steps=500, before=0):
+        recipe = replace(UNET, batch=Batch(images=images), train=Train(workers=workers))
+        return workers_for(recipe, base, steps=steps, before=before)
+
+    assert (count(), count(steps=499), count(images=1, steps=9999)) == (2, 1, 1)
+    assert (count(workers=3), count(steps=1, before=2), count(before=4)) == (3, 2, 2)
+    monkeypatch.setattr("macai.finetune_diffusion.job.available_bytes", lambda: 0)
+    assert count() == 2  # of a model without weights there is little
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    assert count(workers=3) == 1
 
 
 def test_a_small_model_learns_four_pictures_by_heart(data, tmp_path):

@@ -126,6 +126,8 @@ class ImageTrainingView:
         if event.random:
             out.append(f"random weights: {', '.join(event.random)}")
         out.append(f"{event.trainable_parameters / 1e6:.1f} M parameters to train")
+        if event.workers > 1:
+            out.append(f"{event.workers} processes share each step")
         self.console.print("; ".join(out))
         if event.first_step:
             done = (

@@ -23,6 +23,7 @@ class Started:
         enlarged: How many of them are smaller than it.
         cut_captions: How many captions have more tokens than the text encoders take.
         random: Parts that begin with random weights.
+        workers: Processes that each compute a part of a step.
     """
 
     train_images: int
@@ -36,6 +37,7 @@ class Started:
     steps: int
     steps_per_epoch: int
     first_step: int
+    workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,8 @@ class Summary:
         valid_loss: None without pictures to validate on.
         images: Pictures seen, class pictures aside.
         images_per_second: Of them over the wall time of the steps.
-        peak_memory_bytes: The most that MLX held.
+        workers: Processes that computed a step.
+        peak_memory_bytes: The most that MLX held, in all of them.
         seconds: Wall time of steps, validations and samples, of all parts of a resumed run.
     """
 
@@ -70,6 +73,7 @@ class Summary:
     best_valid_loss: float | None
     images: int
     images_per_second: float
+    workers: int
     peak_memory_bytes: int
     seconds: float
 

@@ -32,16 +32,16 @@ class ImageGradient:
         self._model = model
         self._both = nn.value_and_grad(model, loss)
 
-    def __call__(self, parts: Iterable[Callable[[], Batch]], seed: int) -> Sums:
+    def __call__(self, parts: Iterable[tuple[int, Callable[[], Batch]]], seed: int) -> Sums:
         """Compute the parts one after the other and add them up.
 
         Args:
-            parts: At least one; what makes each.
+            parts: At least one; its number in the step and what makes it.
             seed: Of the step: with a part's number it seeds the dropout.
         """
         parameters = self._model.trainable_parameters()
         loss, grads, batches = mx.array(0.0), None, list[tuple[int, int]]()
-        for number, make in enumerate(parts):
+        for number, make in parts:
             batch = make()
             mx.random.seed(seed + number)
             new_loss, new = self._both(self._model, batch)

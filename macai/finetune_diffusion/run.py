@@ -26,8 +26,9 @@ from macai.finetune_diffusion import data as pictures_of
 from macai.finetune_diffusion.data import Pictures
 from macai.finetune_diffusion.events import Event, Preparing, Sampled, Started, Summary
 from macai.finetune_diffusion.gradient import ImageGradient
+from macai.finetune_diffusion.job import ImageJob, Part, divided, workers_for
 from macai.finetune_diffusion.result import MODEL
-from macai.finetune_diffusion.task import Make, Task
+from macai.finetune_diffusion.task import Task
 from macai.finetune_diffusion.tasks import CACHE, make_task, require_parts, side_of
 from macai.models.arrays import named_arrays, scalar
 from macai.recipe import DiffusionRecipe, differences, dumps, load_any_recipe
@@ -38,6 +39,7 @@ from macai.train.metrics import METRICS, forget_after, log
 from macai.train.optimizer import init, joined, put
 from macai.train.progress import Progress
 from macai.train.schedule import learning_rate
+from macai.train.team import Team
 
 RECIPE = "recipe.toml"
 SAMPLES = "samples"
@@ -56,6 +58,7 @@ class _Run:
     steps: int
     fingerprint: dict[str, str]
     progress: Progress
+    job: ImageJob
 
 
 def finetune_diffusion(
@@ -100,8 +103,9 @@ def finetune_diffusion(
     for done, compute in enumerate(prepare, 1):
         compute()
         yield Preparing(done=done, total=len(prepare))
-    with cpu_ops(run.task.model):
-        yield from _steps(run, should_stop)
+    gradient = ImageGradient(run.task.model, run.task.loss)
+    with cpu_ops(run.task.model), Team(run.task.model, gradient, run.job) as team:
+        yield from _steps(run, team, should_stop)
 
 
 def _set_up(
@@ -112,7 +116,11 @@ def _set_up(
     checkpoint: Checkpoint | None,
     side: int,
 ) -> _Run:
-    task = make_task(recipe, base, pictures, out, side)
+    planner = pictures_of.planner(recipe, pictures)
+    steps = max(1, recipe.train.steps or round(recipe.train.epochs * planner.steps_per_epoch))
+    progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress(workers=0)
+    progress.workers = workers_for(recipe, base, steps=steps, before=progress.workers)
+    task = make_task(recipe, base, pictures, out, side, workers=progress.workers)
     options = recipe.optimizer
     optimizer = optim.AdamW(
         learning_rate=options.learning_rate,
@@ -121,11 +129,9 @@ def _set_up(
         bias_correction=True,
     )
     init(optimizer, task.model)
-    planner = pictures_of.planner(recipe, pictures)
     average = None
     if recipe.diffusion.ema_decay:
         average = Average(joined(task.model.trainable_parameters()), recipe.diffusion.ema_decay)
-    steps = recipe.train.steps or round(recipe.train.epochs * planner.steps_per_epoch)
     return _Run(
         recipe=recipe,
         out=out,
@@ -134,20 +140,29 @@ def _set_up(
         planner=planner,
         optimizer=optimizer,
         average=average,
-        steps=max(1, steps),
+        steps=steps,
         fingerprint=_fingerprint(recipe, task, pictures),
-        progress=Progress(**checkpoint.state["progress"]) if checkpoint else Progress(),
+        progress=progress,
+        job=ImageJob(
+            workers=progress.workers,
+            model=base.path.absolute(),
+            recipe=recipe,
+            pictures=pictures,
+            out=out.absolute(),
+            side=side,
+            task=task,
+        ),
     )
 
 
-def _steps(run: _Run, should_stop: Callable[[], bool]) -> Iterator[Event]:
+def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[Event]:
     """Train, validate, sample and save."""
     options, schedule, progress = run.recipe.optimizer, run.recipe.schedule, run.progress
     reports = train(
         run.task.model,
         run.optimizer,
         _steps_to_do(run),
-        gradient=ImageGradient(run.task.model, run.task.loss),
+        gradient=team,
         rate=partial(
             learning_rate,
             schedule.name,
@@ -191,12 +206,12 @@ def _due(step: int, every: int) -> bool:
     return step % every == 0
 
 
-def _steps_to_do(run: _Run) -> Iterator[list[Make]]:
-    """Yield what makes the parts of each step still to do."""
+def _steps_to_do(run: _Run) -> Iterator[list[Part]]:
+    """Yield the parts of each step still to do, for the workers to take in turns."""
     for step, parts in run.planner.steps(run.progress.step, run.steps):
         if step % run.planner.steps_per_epoch == 0:
             run.progress.epoch_loss, run.progress.epoch_learnt = 0.0, 0
-        yield [partial(run.task.part, step, slots) for slots in parts]
+        yield [(step, part) for slots in parts for part in divided(slots, run.progress.workers)]
 
 
 @contextmanager
@@ -317,7 +332,9 @@ def _fingerprint(recipe: DiffusionRecipe, task: Task, pictures: Pictures) -> dic
     paths = ("path", "valid_path", "class_path", "cache_gib")
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in paths}
     decisive["diffusion"] = {k: v for k, v in decisive["diffusion"].items() if k != "vae"}
-    decisive["train"] = {k: v for k, v in decisive["train"].items() if k != "save_every"}
+    decisive["train"] = {
+        k: v for k, v in decisive["train"].items() if k not in ("save_every", "workers")
+    }
     numbers = json.loads(json.dumps(decisive), parse_int=float)  # 2 epochs are 2.0 epochs
     return {
         "recipe": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
@@ -341,6 +358,7 @@ def _started(run: _Run) -> Started:
         steps=run.steps,
         steps_per_epoch=run.planner.steps_per_epoch,
         first_step=run.progress.step,
+        workers=run.progress.workers,
     )
 
 
@@ -356,6 +374,7 @@ def _summary(run: _Run) -> Summary:
         best_valid_loss=progress.best_valid_loss,
         images=progress.real_tokens,
         images_per_second=progress.real_tokens / progress.step_seconds,
+        workers=progress.workers,
         peak_memory_bytes=progress.peak_memory_bytes,
         seconds=progress.step_seconds + progress.valid_seconds,
     )

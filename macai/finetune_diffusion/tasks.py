@@ -53,9 +53,17 @@ SCALED_BY = 256  # pictures that a new autoencoder's scaling_factor is measured 
 
 
 def make_task(
-    recipe: DiffusionRecipe, base: Base, pictures: Pictures, out: Path, side: int
+    recipe: DiffusionRecipe, base: Base, pictures: Pictures, out: Path, side: int, *, workers: int
 ) -> Task:
     """Return what the recipe trains.
+
+    Args:
+        recipe: All of it.
+        base: The model.
+        pictures: Of the run.
+        out: The output folder.
+        side: Of the pictures that are sampled.
+        workers: Processes that compute; several find what is kept in files, not in memory.
 
     Raises:
         ModelError: the base has not what is needed.
@@ -63,7 +71,8 @@ def make_task(
     """
     if recipe.diffusion.train == "vae":
         return _autoencoder(recipe, base, pictures, out)
-    return _denoiser(recipe, base, pictures, out, side)
+    budget = 0 if workers > 1 else int(recipe.data.cache_gib * 2**30)
+    return _denoiser(recipe, base, pictures, out, side, Cache(out / CACHE, budget))
 
 
 def require_parts(recipe: DiffusionRecipe, base: Base) -> None:
@@ -127,7 +136,7 @@ def _start(recipe: DiffusionRecipe, base: Base, component: str) -> nn.Module:
 
 
 def _denoiser(
-    recipe: DiffusionRecipe, base: Base, pictures: Pictures, out: Path, side: int
+    recipe: DiffusionRecipe, base: Base, pictures: Pictures, out: Path, side: int, cache: Cache
 ) -> Task:
     modules = _modules(recipe, base)
     texts = [modules[name] for name in base.text_encoders]
@@ -140,7 +149,7 @@ def _denoiser(
         cast(UNet2DConditionModel, modules["unet"]), encoders if options.text_encoder else []
     )
     checkpoint_blocks(model, recipe.batch.checkpointing)
-    captions, batches, moments = _batches(recipe, base, modules, encoders, pictures, out)
+    captions, batches, moments = _batches(recipe, base, modules, encoders, cache)
     # Of a model whose text encoders stay, the lines that the U-Net reads are computed once.
     flips = [False, True] if recipe.data.flip else [False]
     images = recipe.batch.micro_images or recipe.batch.images
@@ -208,12 +217,10 @@ def _batches(
     base: Base,
     modules: Mapping[str, nn.Module],
     encoders: Sequence[TextEncoder],
-    pictures: Pictures,
-    out: Path,
+    cache: Cache,
 ) -> tuple[Captions, Batches, Moments]:
     """Return what makes batches, and its parts that are computed beforehand."""
     loss, data = recipe.loss, recipe.data
-    cache = Cache(out / CACHE, int(data.cache_gib * 2**30))
     latents = Latents(cast(AutoencoderKL, modules["vae"]))
     captions = Captions(
         [base.tokenizer(name) for name in base.text_encoders],

@@ -177,6 +177,9 @@ class Train:
         seed: Decides order, noise, random weights and the LoRA's start.
         eval_every: Steps between two validations; 0 is once an epoch.
         save_every: Steps between two checkpoints to resume from; 0 is only the last one.
+        workers: Processes that each compute a part of every step; they change its time, and its
+            result by rounding only (a LoRA's dropout aside). 0: as many as machine and run have use
+            for: 2 where MLX computes on the CPU and the run is not short. On a GPU always 1.
     """
 
     epochs: float = number(10.0, 0, low_included=False)
@@ -184,6 +187,7 @@ class Train:
     seed: int = number(0, 0, 2**32 - 1)
     eval_every: int = number(0, 0)
     save_every: int = number(100, 0)
+    workers: int = number(0, 0, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

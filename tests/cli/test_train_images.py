@@ -12,7 +12,7 @@ from tests.diffusion.training.small import config_dir, model_dir, picture_dir
 
 SUMMARY = {
     *("adapter", "model", "steps", "epochs", "train_loss", "valid_loss", "best_valid_loss"),
-    *("images", "images_per_second", "peak_memory_bytes", "seconds"),
+    *("images", "images_per_second", "workers", "peak_memory_bytes", "seconds"),
 }
 SMALL = (
     *("--set", "lora.rank=2", "--set", "batch.images=2", "--set", "train.steps=3"),
@@ -124,6 +124,7 @@ def test_a_stopped_run_goes_on_where_it_was(macai, folder, data, tmp_path):
     out = tmp_path / "run"
     command = ["sd-lora", "--model", folder, "--data", data, "--out", out, *SMALL]
     command += ["--set", "train.steps=100000", "--set", "sample.every=0"]
+    command += ["--set", "train.workers=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "macai", "train", *map(str, command)],
         stdout=subprocess.PIPE,
