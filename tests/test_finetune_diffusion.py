@@ -36,7 +36,7 @@ from macai.train.checkpoint import FILE
 from macai.train.events import Stopped, Validated
 from macai.train.loop import Report
 from macai.train.optimizer import joined
-from tests.diffusion.training.small import config_dir, model_dir, picture, picture_dir
+from tests.diffusion.training.small import config_dir, model_dir, picture, picture_dir, xl_dir
 
 LORA = DiffusionRecipe(
     model="m",
@@ -375,6 +375,26 @@ def test_keys_that_do_not_go_together_are_refused(changes, says, model, data, tm
     }
     with pytest.raises(UsageError, match=says):
         run(replace(LORA, **changes), model, data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_a_lora_for_sdxl_is_told_pooled_text_and_sizes(text_encoder, data, tmp_path):
+    model, out = xl_dir(tmp_path / "xl"), tmp_path / "out"
+    recipe = replace(
+        LORA,
+        diffusion=Diffusion(text_encoder=text_encoder),
+        sample=Sample(every=4, steps=1),
+        data=Data(caption_dropout=0.5),
+    )
+    losses = [r.loss for r in of(run(recipe, model, data, out), Report)]
+    base = open_checkpoint(model)
+    names = [n for n in base.components if n != "vae"]
+    lora = read_lora(out / DIFFUSERS, layers_of({n: base.load(n) for n in names}))
+    assert set(lora.modules) == (set(names) if text_encoder else {"unet"})
+    # Text that is encoded in the step is text that was encoded before it.
+    other = replace(recipe, diffusion=Diffusion(text_encoder=not text_encoder))
+    again = of(run(other, model, data, tmp_path / "other"), Report)
+    assert losses[0] == pytest.approx(again[0].loss, rel=1e-5)
 
 
 def test_models_that_training_is_not_for_are_refused(data, tmp_path):

@@ -62,6 +62,30 @@ def model_dir(folder: Path, seed: int = 0, **unet: object) -> Path:
     return folder
 
 
+def xl_dir(folder: Path) -> Path:
+    """Write a model of SDXL's kind, with two text encoders, to `folder` and return it."""
+    made = models(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+        use_linear_projection=True,
+    )
+    second = TEXT | {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 24}
+    encoder = from_config(second | {"hidden_act": "gelu"})
+    mx.eval(encoder.parameters())
+    configs = {**made.configs, "text_encoder_2": second | {"hidden_act": "gelu"}}
+    configs["pipeline"] = {"_class_name": "StableDiffusionXLPipeline"}
+    whole = Models(
+        {**made.models, "text_encoder_2": encoder},
+        configs,
+        made.scheduler_config,
+        dict.fromkeys(("text_encoder", "text_encoder_2"), tokenizer()),
+    )
+    save_folder(whole, folder)
+    return folder
+
+
 def config_dir(folder: Path, *components: str) -> Path:
     """Write configs without weights to `folder`, of all components or some, and return it."""
     for name in components or CONFIGS:
