@@ -282,6 +282,7 @@ def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
         lengths,
         tokens=batch.tokens,
         micro_tokens=batch.micro_tokens or batch.tokens,
+        row_multiple=batch.row_multiple,
         seed=run.recipe.train.seed,
         epoch=epoch,
     )

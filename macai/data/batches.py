@@ -13,7 +13,7 @@ from macai.data.tokens import Example
 MAX_WIDTHS = 16  # few shapes: a GPU compiles each one, and the allocator caches each one
 WIDTH_STEP = 8
 MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
-LEARNT_STEP = 16
+LEARNT_STEP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,18 @@ def widths_for(lengths: Sequence[int]) -> list[int]:
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, tokens: int, micro_tokens: int, seed: int, epoch: int
+    lengths: Sequence[int],
+    *,
+    tokens: int,
+    micro_tokens: int,
+    seed: int,
+    epoch: int,
+    row_multiple: int = 1,
 ) -> list[list[Plan]]:
     """Return the steps of one epoch, each a list of micro-batches; every row is in exactly one.
 
-    Rows are sorted by width, in random order within a width, and cut where rows x width would pass
-    the budget. So the number of padded tokens of a step is about constant, and little of it is
+    Rows are sorted by length, in random order within a length, and cut where rows x width would
+    pass the budget. So the number of padded tokens of a step is about constant, and little of it is
     padding.
 
     Args:
@@ -110,19 +116,19 @@ def plan_epoch(
         micro_tokens: Padded tokens computed at once; gradients of a step's micro-batches are added.
         seed: With `epoch`, decides the order.
         epoch: Counted from 0.
+        row_multiple: A step has a multiple of so many rows if it has more: less than the budget.
     """
     widths = np.array(widths_for(lengths))
-    bucket = np.searchsorted(widths, lengths)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     order = rng.permutation(len(lengths))
-    order = order[np.argsort(bucket[order], kind="stable")]
-    row_widths = [int(widths[b]) for b in bucket[order]]
+    order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
+    row_widths = [int(w) for w in widths[np.searchsorted(widths, np.asarray(lengths)[order])]]
     steps = [
         [
             Plan(tuple(map(int, order[a:b])), row_widths[b - 1])
             for a, b in _cut(row_widths, begin, end, min(micro_tokens, tokens))
         ]
-        for begin, end in _cut(row_widths, 0, len(row_widths), tokens)
+        for begin, end in _cut(row_widths, 0, len(row_widths), tokens, row_multiple)
     ]
     return [steps[i] for i in rng.permutation(len(steps))]
 
@@ -189,10 +195,18 @@ def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: 
     )
 
 
-def _cut(widths: Sequence[int], begin: int, end: int, tokens: int) -> list[tuple[int, int]]:
-    """Cut begin..end (widths ascending) so that rows x last width stays within `tokens`."""
-    cuts = [begin]
-    for i in range(begin, end):
-        if i > cuts[-1] and (i + 1 - cuts[-1]) * widths[i] > tokens:
+def _cut(
+    widths: Sequence[int], begin: int, end: int, tokens: int, multiple: int = 1
+) -> list[tuple[int, int]]:
+    """Cut begin..end (widths ascending) so that rows x last width stays within `tokens`.
+
+    What has more rows than `multiple` has a multiple of it, but for the last.
+    """
+    cuts, i = [begin], begin + 1
+    while i < end:
+        rows = i - cuts[-1]
+        if (rows + 1) * widths[i] > tokens:
+            i -= rows % multiple if rows > multiple else 0
             cuts.append(i)
+        i += 1
     return list(pairwise([*cuts, end]))

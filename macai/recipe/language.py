@@ -46,11 +46,14 @@ class Batch:
     Attributes:
         tokens: Tokens of a step, padding included: rows times width stays within it. A row counts
             up to its last learnt token, and with what it shares with other rows.
+        row_multiple: A step has a multiple of so many rows if it has more. With 2, two processes
+            that share the steps have as many rows each.
         micro_tokens: Tokens computed at once, which decides the memory needed and nothing else: the
             gradients of a step's parts are added. 0: the whole step.
     """
 
     tokens: int = number(2048, 1)
+    row_multiple: int = number(1, 1)
     micro_tokens: int = number(0, 0)
 
 

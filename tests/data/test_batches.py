@@ -30,8 +30,15 @@ def skewed():
     return np.clip(rng.lognormal(np.log(90), 0.9, 2000), 8, 1024).astype(int).tolist()
 
 
-def plan(lengths, *, tokens=2048, micro_tokens=2048, seed=0, epoch=0):
-    return plan_epoch(lengths, tokens=tokens, micro_tokens=micro_tokens, seed=seed, epoch=epoch)
+def plan(lengths, *, tokens=2048, micro_tokens=2048, seed=0, epoch=0, row_multiple=1):
+    return plan_epoch(
+        lengths,
+        tokens=tokens,
+        micro_tokens=micro_tokens,
+        seed=seed,
+        epoch=epoch,
+        row_multiple=row_multiple,
+    )
 
 
 def flat(steps):
@@ -85,6 +92,22 @@ def test_the_size_of_micro_batches_does_not_change_the_steps(lengths, tokens, mi
     parts = plan(lengths, tokens=tokens, micro_tokens=micro_tokens)
     assert all(len(step) == 1 for step in whole)
     assert [p.rows for (p,) in whole] == [tuple(i for p in s for i in p.rows) for s in parts]
+
+
+@given(LENGTHS, st.integers(1, 3000), st.integers(2, 5))
+def test_a_step_has_a_multiple_of_the_rows_wanted_if_the_budget_holds_so_many(
+    lengths, tokens, multiple
+):
+    steps = plan(lengths, tokens=tokens, micro_tokens=tokens, row_multiple=multiple)
+    counts = [len(p.rows) for (p,) in steps]
+    assert sum(counts) == len(lengths)
+    assert all(len(p.rows) == 1 or p.padded_tokens <= tokens for (p,) in steps)
+    assert sum(n > multiple and n % multiple > 0 for n in counts) <= 1  # the last one cut
+
+
+def test_without_a_multiple_steps_are_as_large_as_the_budget():
+    assert sorted(len(p.rows) for (p,) in plan([60] * 20, tokens=320)) == [5, 5, 5, 5]
+    assert sorted(len(p.rows) for (p,) in plan([60] * 20, tokens=320, row_multiple=2)) == [4] * 5
 
 
 def test_a_step_is_cut_into_micro_batches(skewed):
