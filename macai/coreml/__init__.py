@@ -9,6 +9,15 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from macai.coreml.api import Exported, ExportFunction, export, export_functions  # noqa: E402
 from macai.coreml.description import Metadata  # noqa: E402
+from macai.coreml.flexible import Size  # noqa: E402
 from macai.coreml.lower import Settings  # noqa: E402
 
-__all__ = ["ExportFunction", "Exported", "Metadata", "Settings", "export", "export_functions"]
+__all__ = [
+    "ExportFunction",
+    "Exported",
+    "Metadata",
+    "Settings",
+    "Size",
+    "export",
+    "export_functions",
+]

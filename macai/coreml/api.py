@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macai.coreml.description import Metadata
+from macai.coreml.flexible import Flexible, trace_flexible
 from macai.coreml.graph import Graph, apply
 from macai.coreml.lower import Settings, lower
 from macai.coreml.package import package_bytes, save_package, target
@@ -31,6 +32,8 @@ class ExportFunction:
             called `outputs`, then the new value of each state.
         inputs: An example array for each input; only its shape and type matter.
         outputs: A name for each output.
+        flexible: The axes of inputs whose size may be another at each call: see flexible.py. A
+            package has one such function or several others.
         states: An example array for each state: what the package keeps between calls, float16.
         weights: The module that `fn` runs: its parameters become weights by their names, stored
             once for all functions of the package that name them alike.
@@ -42,6 +45,7 @@ class ExportFunction:
     fn: Callable[..., mx.array | Sequence[mx.array]]
     inputs: Arrays
     outputs: Sequence[str] = ("output",)
+    flexible: Flexible = field(default_factory=dict)
     states: Arrays = field(default_factory=dict)
     weights: nn.Module | None = None
     named: Callable[[str], str] | None = None
@@ -70,6 +74,7 @@ def export(
     *,
     outputs: Sequence[str] = ("output",),
     states: Arrays | None = None,
+    flexible: Flexible | None = None,
     functions: Mapping[str, Arrays] | None = None,
     weights: nn.Module | None = None,
     target: str = "iOS18",
@@ -92,6 +97,8 @@ def export(
         outputs: The names of the outputs.
         states: An example array for each state, in the order in which `fn` takes and returns
             them. A state is float16 on the device and keeps its value from call to call.
+        flexible: Axes of inputs that may have other sizes, as {"x": {1: Size(name="T", most=64)}}:
+            `fn` is traced with some, and the package takes all. Not with several functions.
         functions: Names and inputs of the functions of a package with several: the same `fn` for
             other shapes, weights and states shared. Without it there is one, "main", for `inputs`.
         weights: The module whose parameters keep their names; `fn` itself if it is a module.
@@ -117,6 +124,7 @@ def export(
             inputs=arrays,
             outputs=outputs,
             states=states or {},
+            flexible=flexible or {},
             weights=weights,
             settings=settings,
         )
@@ -147,6 +155,7 @@ def export_functions(
             f"states, and functions not called main, need iOS18, not {target}",
             hint="leave out the target",
         )
+    _check_flexible(functions)
     path = Path(path)
     with uncollected():
         lowered = {name: _lowered(name, f, opset) for name, f in functions.items()}
@@ -157,9 +166,23 @@ def export_functions(
             opset=opset,
             default=default or next(iter(functions)),
             metadata=metadata or Metadata(),
+            flexible={name: f.flexible for name, f in functions.items()},
             force=force,
         )
     return Exported(path=path, operations=operations, bytes=package_bytes(path))
+
+
+def _check_flexible(functions: Mapping[str, ExportFunction]) -> None:
+    for name, function in functions.items():
+        if function.flexible and len(functions) > 1:
+            raise UsageError(
+                f"{name} has flexible sizes, and the package other functions",
+                hint="Core ML loads no package with both: give it fixed sizes",
+            )
+        for label, axes in function.flexible.items():
+            rank = function.inputs[label].ndim if label in function.inputs else 0
+            if wrong := [axis for axis in axes if not 0 <= axis < rank]:
+                raise UsageError(f"{name} has no input {label} with an axis {wrong[0]}")
 
 
 @contextlib.contextmanager
@@ -180,8 +203,11 @@ def uncollected() -> Iterator[None]:
 
 def graph_of(function: ExportFunction) -> Graph:
     """Return the graph of a function as it is lowered: traced, and rewritten by all passes."""
-    arrays = [*function.inputs.values(), *function.states.values()]
-    graph = trace(function.fn, arrays, function.weights)
+    fn, inputs, states = function.fn, function.inputs, list(function.states.values())
+    if function.flexible:
+        graph = trace_flexible(fn, inputs, states, function.flexible, function.weights)
+    else:
+        graph = trace(fn, [*inputs.values(), *states], function.weights)
     if function.named is not None:
         graph.weights = {value: function.named(path) for value, path in graph.weights.items()}
     return apply(graph, PASSES)

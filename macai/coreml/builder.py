@@ -12,6 +12,7 @@ import numpy as np
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Var
 from coremltools.converters.mil.mil.block import curr_block
+from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
 _MOST = 64  # elements; larger constants are told apart where they are written
 
@@ -40,6 +41,14 @@ class _SharedConstants:
         if isinstance(shared, Var):
             return shared
         return Builder.const(val=val, name=name) if name else Builder.const(val=val)
+
+    def reshape(self, *, x: Var, shape: Any) -> Var:
+        """Return `x` in another shape; of sizes that only a run knows there may be one."""
+        if not isinstance(shape, Var):
+            if sum(map(is_symbolic, shape)) > 1:
+                raise NotImplementedError(f"two sizes that only a run knows: {list(shape)}")
+            shape = [-1 if is_symbolic(size) else size for size in shape]
+        return self._wrapped(Builder.reshape)(x=x, shape=shape)
 
     def _shared(self, value: Any) -> Any:
         """Return the constant of a plain value; what is none, and what is large, as it is."""

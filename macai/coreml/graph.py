@@ -11,7 +11,10 @@ FLOATS = frozenset({"float16", "bfloat16", "float32"})
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One array of the graph: a name that is assigned once, a static shape, MLX's dtype by name."""
+    """One array of the graph: a name that is assigned once, a shape, MLX's dtype by name.
+
+    A size that only a run knows is a symbol of sympy, or a sum of them: see flexible.py.
+    """
 
     name: str
     shape: tuple[int, ...]

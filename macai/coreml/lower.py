@@ -8,12 +8,13 @@ import mlx.core as mx
 import numpy as np
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, types
-from coremltools.converters.mil.mil.types.symbolic import any_symbolic
+from coremltools.converters.mil.mil.types.symbolic import any_symbolic, is_symbolic
 
 from macai.coreml.builder import mb
 from macai.coreml.constexpr import constant, expanded
 from macai.coreml.graph import Graph, Node, Value
 from macai.coreml.ops import OPS, Var
+from macai.coreml.ops.sizes import extents, of_shape
 from macai.coreml.states import state_chain
 from macai.coreml.stored import Stored
 from macai.errors import ExportError, UnsupportedOpError
@@ -96,7 +97,7 @@ class Lowering:
         loose = self.loose(value)
         if loose.shape == value.shape:
             return loose
-        return self.once(("broadcast", value.name), lambda: _broadcast(loose, value.shape))
+        return self.once(("broadcast", value.name), lambda: _broadcast(self, loose, value.shape))
 
     def array(self, value: Value) -> np.ndarray | None:
         """Return a constant as numpy (bfloat16 as float32), or None if it is not known now."""
@@ -345,8 +346,11 @@ def _checked(lowering: Lowering, node: Node, value: Value, var: Var, broadcasts:
             raise ExportError(f"{node}: lowered to {types.builtin_to_string(var.dtype)}")
         var = lowering.cast(var, kind)
     shape = tuple(var.shape)
-    fits = shape == value.shape or (broadcasts and _broadcasts(shape, value.shape))
-    if not fits and not any_symbolic(shape):
+    if any_symbolic(shape):  # where coremltools cannot tell, the trace does
+        last = value.shape[len(value.shape) - len(shape) :]
+        shape = tuple(t if is_symbolic(s) else s for s, t in zip(shape, last, strict=True))
+        var = of_shape(var, shape)
+    if shape != value.shape and not (broadcasts and _broadcasts(shape, value.shape)):
         raise ExportError(f"{node}: lowered to shape {list(shape)}")
     state = lowering.states.get(value.name)
     return mb.coreml_update_state(state=state, value=var) if state is not None else var
@@ -358,15 +362,16 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     )
 
 
-def _broadcast(var: Var, shape: tuple[int, ...]) -> Var:
-    if var.val is not None:
+def _broadcast(lowering: Lowering, var: Var, shape: tuple[int, ...]) -> Var:
+    if var.val is not None and not any_symbolic(shape):
         return mb.const(val=np.broadcast_to(var.val, shape).copy())
     padded = (1,) * (len(shape) - len(var.shape)) + tuple(var.shape)
     if padded != tuple(var.shape):
         var = mb.reshape(x=var, shape=padded)
     if padded == shape:
         return var
-    return mb.tile(x=var, reps=[s // p for s, p in zip(shape, padded, strict=True)])
+    reps = [1 if s == p else s for s, p in zip(shape, padded, strict=True)]
+    return of_shape(mb.tile(x=var, reps=extents(lowering, reps)), shape)
 
 
 def _cast(var: Var, mil_type: str) -> Var:

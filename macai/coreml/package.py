@@ -12,6 +12,7 @@ from coremltools.converters.mil.mil import Program
 from coremltools.proto import Model_pb2
 
 from macai.coreml.description import Metadata, describe
+from macai.coreml.flexible import Flexible
 from macai.coreml.program import write_program
 from macai.coreml.weight_file import WeightFile
 from macai.errors import ExportError, UsageError
@@ -41,9 +42,12 @@ def save_package(
     opset: Any,
     default: str,
     metadata: Metadata,
+    flexible: Mapping[str, Flexible] | None = None,
     force: bool = False,
 ) -> None:
     """Write MIL functions as one package; a weight is stored once for all of them.
+
+    `flexible` has the sizes that inputs may have, by function.
 
     Nothing of coremltools' converter is run: some of its passes lose writes to states and float32
     parts of a float16 program (remove_redundant_ops, add_fp16_cast, in 9.0).
@@ -59,7 +63,7 @@ def save_package(
     with atomic_directory(path, force=force) as folder:
         (folder / _DATA).mkdir(parents=True)
         spec = Model_pb2.Model(specificationVersion=opset.value)
-        spec.description.CopyFrom(describe(functions, default, metadata))
+        spec.description.CopyFrom(describe(functions, default, metadata, flexible or {}))
         weights = WeightFile(folder / _WEIGHTS, wide=wide)
         program = write_program(
             functions, weights, named=default, opset=_OPSETS[opset], inline=wide

@@ -15,9 +15,10 @@ _HEAD = """\
 
 Written by `python -m macai.coreml.reference > docs/ops.md` from the op table.
 
-Any MLX function of arrays with static shapes becomes a Core ML package if each primitive it uses is
-here. What has more than 5 dimensions is rewritten where that is possible, and refused otherwise. An
-error names everything that is missing at once, with the weight it comes after.
+Any MLX function of arrays becomes a Core ML package if each primitive it uses is here. Shapes are
+static, or some axes of inputs have a range of sizes (`macai/coreml/flexible.py`). What has more
+than 5 dimensions is rewritten where that is possible, and refused otherwise. An error names
+everything that is missing at once, with the weight it comes after.
 """
 
 

@@ -11,6 +11,7 @@ from macai.coreml.ops import (
     reduction,
     rope,
     shaping,
+    sizes,
 )
 from macai.coreml.ops.table import OPS, Entry, Lower, Var, lowers
 
@@ -26,4 +27,5 @@ FAMILIES = (
     reduction,
     indexing,
     shaping,
+    sizes,
 )

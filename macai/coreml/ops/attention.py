@@ -8,6 +8,7 @@ import numpy as np
 from macai.coreml.builder import mb
 from macai.coreml.graph import Node, Value
 from macai.coreml.ops.rope import last_axis
+from macai.coreml.ops.sizes import extents
 from macai.coreml.ops.table import Var, lowers
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _unfused(
         scores = mb.add(x=scores, y=bias)
     if sinks is not None:
         column = mb.reshape(x=lowering.cast(lowering.var(sinks), kind), shape=[1, KV, H // KV, 1])
-        column = mb.tile(x=column, reps=[B, 1, 1, T])
+        column = mb.tile(x=column, reps=extents(lowering, [B, 1, 1, T]))
         column = mb.reshape(x=column, shape=[B, KV, H // KV * T, 1])
         scores = mb.concat(values=[scores, column], axis=-1)
     weights = mb.softmax(x=scores, axis=-1)
@@ -94,7 +95,9 @@ def _bias(
     )
     if H == KV:
         return additive
-    return lowering.once(("mask", mask.name, kind, H // KV, T), lambda: _folded(additive, sizes))
+    return lowering.once(
+        ("mask", mask.name, kind, H // KV, T), lambda: _folded(lowering, additive, sizes)
+    )
 
 
 def _additive(lowering: "Lowering", mask: Var, kind: str) -> Var:
@@ -104,7 +107,7 @@ def _additive(lowering: "Lowering", mask: Var, kind: str) -> Var:
     return mb.mul(x=number, y=_number(kind, _HIDDEN))
 
 
-def _folded(bias: Var, sizes: tuple[int, int, int, int]) -> Var:
+def _folded(lowering: "Lowering", bias: Var, sizes: tuple[int, int, int, int]) -> Var:
     """[..., H or 1, T or 1, S] -> the same for heads folded into T."""
     H, KV, T, _ = sizes
     shape = (1,) * (4 - bias.rank) + tuple(bias.shape)
@@ -114,7 +117,8 @@ def _folded(bias: Var, sizes: tuple[int, int, int, int]) -> Var:
             return bias
         return mb.concat(values=[bias] * (H // KV), axis=-2)
     if rows != T:
-        bias = mb.tile(x=mb.reshape(x=bias, shape=list(shape)), reps=[1, 1, T, 1])
+        reps = extents(lowering, [1, 1, T, 1])
+        bias = mb.tile(x=mb.reshape(x=bias, shape=list(shape)), reps=reps)
     return mb.reshape(x=bias, shape=[B, KV, H // KV * T, shape[3]])
 
 

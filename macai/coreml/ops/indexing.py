@@ -9,6 +9,7 @@ from coremltools.converters.mil.mil.block import curr_opset_version
 
 from macai.coreml.builder import mb
 from macai.coreml.graph import Node, Value
+from macai.coreml.ops.sizes import extents
 from macai.coreml.ops.table import Var, lowers
 
 if TYPE_CHECKING:
@@ -180,11 +181,12 @@ def _written(x: Var, places: Var, update: Var, how: str, shape: tuple[int, ...])
 def dynamic_slice_update(lowering: "Lowering", node: Node, x: Var, update: Var, start: Var) -> Var:
     """Return x with a slice written over; `start`, int32, has a number for each axis given."""
     begin = _begin(lowering, node, start, list(node.arguments[0]))
-    size = np.array(node.inputs[1].shape, dtype=np.int32)
+    shape, size = node.inputs[0].shape, node.inputs[1].shape
     if curr_opset_version() >= target.iOS18:
-        end = lowering.once(("end", begin.name, tuple(size)), lambda: mb.add(x=begin, y=size))
+        end = lowering.once(
+            ("end", begin.name, size), lambda: mb.add(x=begin, y=extents(lowering, size))
+        )
         return mb.slice_update(x=x, update=update, begin=begin, end=end)
-    shape = node.inputs[0].shape
     steps = np.array([prod(shape[a + 1 :]) for a in range(len(shape))], dtype=np.int32)
     window = np.arange(prod(shape), dtype=np.int32).reshape(shape)
     places = window[tuple(slice(n) for n in size)].reshape(-1)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
 from macai.coreml.builder import mb
 from macai.coreml.graph import Node
+from macai.coreml.ops.sizes import counted
 from macai.coreml.ops.table import Var, lowers
 
 if TYPE_CHECKING:
@@ -111,13 +113,16 @@ def _cos_and_sin(lowering: "Lowering", node: Node, rotation: _Rotation) -> tuple
     kind = lowering.mil_type(node.outputs[0])
     offset = node.operand("offset")
     known = np.array(node.options.get("offset", 0)) if offset is None else lowering.array(offset)
-    if known is not None:
+    if known is not None and is_symbolic(rows):
+        start = lowering.const(known.reshape(-1), "int32")
+    elif known is not None:
         first = int(known.reshape(-1)[0])
         positions = np.arange(first, first + rows)
         key = ("rope", first, rows, rotation.label, kind)
         return lowering.once(key, lambda: _tables(lowering, positions, rotation, kind))
-    assert offset is not None
-    start = lowering.var(offset)
+    else:
+        assert offset is not None
+        start = lowering.var(offset)
     key = ("rope", start.name, rows, rotation.label, kind)
     return lowering.once(key, lambda: _looked_up(lowering, start, rows, rotation, kind))
 
@@ -126,7 +131,7 @@ def _looked_up(
     lowering: "Lowering", start: Var, rows: int, rotation: _Rotation, kind: str
 ) -> tuple[Var, Var]:
     """Return cos and sin at given positions: from tables where it is known how many there are."""
-    steps = np.arange(rows, dtype=np.int32)
+    steps = counted(lowering, rows)
     places = lowering.once(("rows", start.name, rows), lambda: mb.add(x=start, y=steps))
     limit = lowering.settings.positions
     if limit is None:

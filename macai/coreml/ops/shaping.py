@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
 from macai.coreml.builder import mb
 from macai.coreml.graph import Node
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @lowers("Reshape", "Flatten", "Unflatten", "Squeeze", "ExpandDims")
 def reshape(lowering: "Lowering", node: Node, x: Var) -> Var:
-    """To the traced shape, which is static."""
+    """To the traced shape."""
     shape = node.outputs[0].shape
     if tuple(x.shape) == shape:
         return x
@@ -60,7 +61,15 @@ def split(lowering: "Lowering", node: Node, x: Var) -> tuple[Var, ...]:
     return tuple(mb.split(x=x, split_sizes=sizes, axis=axis))
 
 
-@lowers("Slice")
+def _known_ends(node: Node) -> str | None:
+    """Begins, and ends within an axis, are known."""
+    begin, end, _ = node.arguments[:3]
+    sizes = zip(begin, end, node.inputs[0].shape, strict=True)
+    inner = any(is_symbolic(b) or (is_symbolic(e) and e != size) for b, e, size in sizes)
+    return "a part whose place depends on a size" if inner else None
+
+
+@lowers("Slice", accepts=_known_ends)
 def slice_(lowering: "Lowering", node: Node, x: Var) -> Var:
     """x[begin:end:stride] on every axis; strides may be negative."""
     begin, _, stride = node.arguments
@@ -70,7 +79,7 @@ def slice_(lowering: "Lowering", node: Node, x: Var) -> Var:
     return mb.slice_by_index(x=x, **_bounds(*node.arguments))
 
 
-@lowers("Pick")
+@lowers("Pick", accepts=_known_ends)
 def pick(lowering: "Lowering", node: Node, x: Var) -> Var:
     """A slice of one on some axes, which are dropped: made of Slice by passes/pick.py."""
     *bounds, dropped = node.arguments
@@ -82,8 +91,9 @@ def _bounds(
     begin: Sequence[int], end: Sequence[int], stride: Sequence[int]
 ) -> dict[str, list[int] | list[bool] | None]:
     """Return MLX's bounds as MIL has them; what is as ever is left out."""
-    # A negative stride that runs to the start ends at -size - 1 in MLX, and at no index in MIL.
-    open_end = [s < 0 and e < 0 for e, s in zip(end, stride, strict=True)]
+    # A negative stride that runs to the start ends at -size - 1 in MLX, and at no index in MIL. An
+    # end that only a run knows is its axis's.
+    open_end = [is_symbolic(e) or (s < 0 and e < 0) for e, s in zip(end, stride, strict=True)]
     closed = [0 if o else e for o, e in zip(open_end, end, strict=True)]
     return {
         "begin": list(begin),

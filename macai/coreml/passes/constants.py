@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from coremltools.converters.mil.mil.types.symbolic import any_symbolic
 
 from macai.coreml.graph import Graph, Node
 
@@ -96,6 +97,8 @@ def fold_constants(graph: Graph) -> None:
 
 
 def _foldable(graph: Graph, node: Node) -> bool:
+    if any_symbolic(node.outputs[0].shape):
+        return False
     if node.op not in COMPUTE or not all(v.name in graph.constants for v in node.inputs):
         return False
     weights = [v for v in node.inputs if v.name in graph.weights]

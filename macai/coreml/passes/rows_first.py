@@ -38,7 +38,7 @@ _CHOICES = {"Slice", "DynamicSlice"}
 
 def _on_rows(node: Node) -> bool:
     x, out = node.inputs[0].shape, node.outputs[0].shape
-    return len(x) == 3 and out[1] < x[1] and (x[0], x[2]) == (out[0], out[2])
+    return len(x) == 3 and out[1] != x[1] and (x[0], x[2]) == (out[0], out[2])
 
 
 def _swapped(
