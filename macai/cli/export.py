@@ -41,6 +41,13 @@ def llm(
     context: Annotated[
         int, typer.Option(help="The most tokens a conversation has; a multiple of 32.")
     ] = 1024,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="gpu: functions of fixed shapes, with code for an app; swift-transformers: what "
+            "that library loads."
+        ),
+    ] = "gpu",
     prefill: Annotated[
         list[int] | None,
         typer.Option(help="Tokens of a prompt taken at once; may be repeated. Default: 64."),
@@ -84,16 +91,19 @@ def llm(
     with lean_imports():
         import mlx_lm.utils  # noqa: F401 - what loads the model, below
 
-        from macai.catalog import MODELS, locate_model
+        from macai.catalog import MODELS, locate_model, repository_of
         from macai.cli.progress import reporting
         from macai.coreml.bundle import bundle_name
         from macai.coreml.export_llm import Export, export_llm
+        from macai.coreml.profiles import profile_called
     adapters = _named(adapter or [])
     text = None if calibrate is None else read_text(calibrate)
     with atomic_directory(out, force=force) as folder, reporting() as progress:
         source = {"model": model}
         if model in MODELS:
             source["license"] = MODELS[model].licence
+        if repository := repository_of(model):
+            source["repository"] = repository
         if len(adapters) == 1 and weights != "keep":  # else it is not in the plain functions
             source["adapter"] = next(iter(adapters))
         export = Export(
@@ -102,7 +112,8 @@ def llm(
             source=source,
             adapters=adapters,
             context=context,
-            prefill=prefill or (64,),
+            profile=profile_called(profile),
+            prefill=prefill or (),
             precision=precision,
             weights=weights,
             bits_per_weight=bits_per_weight,
@@ -155,6 +166,14 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         if len(compared) > 1:
             print(f"\n{name}")
         print_report(report)
+    _print_unverified(manifest)
+
+
+def _print_unverified(manifest: "Manifest") -> None:
+    from macai.coreml.profiles import profile_called
+
+    for text in profile_called(manifest.profile).unverified:
+        print(f"not verified: {text}")
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def reply(
     from macai.generate.decode import stream, token_limit
     from macai.generate.sample import greedy
 
-    config = {"max_position_embeddings": session.manifest.context}
+    config = {"max_position_embeddings": session.room}
     limit = token_limit(config, prompt_ids, max_tokens)
     steps = _steps(session, prompt_ids, limit, sampler or greedy)
     ends = tokenized.eos_token_ids | set(session.manifest.eos_token_ids)

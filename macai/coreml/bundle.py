@@ -18,10 +18,11 @@ from macai.coreml.card import model_card
 from macai.coreml.compress import Compression
 from macai.coreml.description import Metadata
 from macai.coreml.licence import licence_files, licence_name
-from macai.coreml.llm import llm_functions
 from macai.coreml.lower import all_finite
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
 from macai.coreml.package import package_bytes, package_hash
+from macai.coreml.profiles import Profile
+from macai.coreml.profiles.gpu import GPU
 from macai.coreml.swift import write_swift_package
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
@@ -43,7 +44,8 @@ def write_bundle(
     name: str,
     source: dict[str, str],
     context: int,
-    prefill: Sequence[int] = (64,),
+    profile: Profile = GPU,
+    prefill: Sequence[int] = (),
     precision: str = "fp16",
     weights: str = "full",
     compression: Compression | None = None,
@@ -56,10 +58,11 @@ def write_bundle(
         loaded: The model, opened as stored; its adapter is fused and its weights are changed.
         folder: An existing, empty folder.
         name: What package, Swift module and model card are called.
-        source: Where the model came from, as the manifest tells: "model", and if known "adapter"
-            and "license", which else is what the model's card says.
+        source: Where the model came from, as the manifest tells: "model", and if known "adapter",
+            "repository", and "license", which else is what the model's card says.
         context: The most positions, a multiple of 32.
-        prefill: Lengths of the prefill functions.
+        profile: For what it is exported.
+        prefill: Lengths of the prefill functions; the profile's own if not given.
         precision: "fp16" or "fp32".
         weights: How matrices are stored: "full", in `precision`, or "keep": quantised ones as the
             model has them, the same numbers. With a compression, what that is called.
@@ -76,26 +79,31 @@ def write_bundle(
         source = source | {"license": licence}
     progress("preparing weights", 0, 3)
     settle_weights(loaded, PRECISIONS[precision], keep_quantised=weights == "keep")
-    options: dict[str, Any] = {"context": context, "prefill": prefill, "precision": precision}
-    options["compress"] = compression
-    functions = llm_functions(loaded.model, **options)
+    options: dict[str, Any] = {"context": context, "precision": precision}
+    options |= {"prefill": prefill or profile.prefill, "compress": compression}
+    functions = profile.functions(loaded.model, **options)
     plain = list(functions)
     named: list[dict[str, Any]] = []
     for adapter, path in (adapters or {}).items():
         model = with_adapter(loaded, path, PRECISIONS[precision], keep_quantised=weights == "keep")
-        own = llm_functions(model, adapter=adapter, **options)
+        own = profile.functions(model, adapter=adapter, **options)
         named.append({"name": adapter, "functions": dict(zip(plain, own, strict=True))})
         functions |= own
     progress("building the package", 1, 3)
     package = folder / f"{name}.mlpackage"
     export_functions(
-        functions, package, default="decode", metadata=_metadata(loaded, name, source, context)
+        functions,
+        package,
+        default=profile.default,
+        metadata=_metadata(loaded, name, source, context, profile),
     )
     progress("writing the bundle", 2, 3)
     manifest = replace(
         _manifest(loaded, package, functions, name=name, source=source, precision=precision),
         adapters=named,
         weights=precision if weights == "full" else weights,
+        profile=profile.name,
+        compute_units=profile.compute_units,
     )
     for file in {*companion_files(loaded.path), *licence_files(loaded.path)}:
         shutil.copyfile(file, folder / file.name)
@@ -103,7 +111,8 @@ def write_bundle(
     write_json(folder / "config.json", config)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
     write_json(folder / FILE, manifest.to_json())
-    write_swift_package(folder / "Swift", manifest.to_json())
+    if profile.swift:
+        write_swift_package(folder / "Swift", manifest.to_json())
     progress("writing the bundle", 3, 3)
     return manifest
 
@@ -168,19 +177,20 @@ def bundle_name(text: str) -> str:
     return name if name[:1].isalpha() else f"Model-{name}".rstrip("-")
 
 
-def _metadata(loaded: LoadedModel, name: str, source: dict[str, str], context: int) -> Metadata:
+def _metadata(
+    loaded: LoadedModel, name: str, source: dict[str, str], context: int, profile: Profile
+) -> Metadata:
     """What the package says, also for tools that know nothing of macai."""
+    user = {"macai.model": source["model"], "macai.model_type": loaded.config["model_type"]}
+    if profile.repository_key and "repository" in source:
+        user[profile.repository_key] = source["repository"]
     return Metadata(
         author=f"macai {__version__}",
         license=source.get("license", ""),
         description=f"{name}: a language model; its state holds {context} tokens",
         version="1",
-        user={"macai.model": source["model"], "macai.model_type": loaded.config["model_type"]},
-        inputs={
-            "inputIds": "Token ids",
-            "position": "Position of the first of them",
-            "last": "Row whose logits are wanted: the last token's",
-        },
+        user=user,
+        inputs=profile.inputs,
         outputs={"logits": "Scores of the next token"},
     )
 
@@ -194,22 +204,16 @@ def _manifest(
     source: dict[str, str],
     precision: str,
 ) -> Manifest:
-    decode = functions["decode"]
-    context = next(iter(decode.states.values())).shape[3]
+    states = next(iter(functions.values())).states
+    context = next(iter(states.values())).shape[3]
     vocab = vocab_size(loaded)
-    logits = {"logits": {"dtype": precision, "shape": [1, 1, vocab]}}
     return Manifest(
         name=name,
         package=package.name,
         sha256=package_hash(package),
         bytes=package_bytes(package),
-        functions={
-            label: FunctionInfo(
-                tokens=f.inputs["inputIds"].shape[1], inputs=_specs(f.inputs), outputs=logits
-            )
-            for label, f in functions.items()
-        },
-        states={label: spec | {"dtype": "fp16"} for label, spec in _specs(decode.states).items()},
+        functions={label: _info(f, precision, vocab) for label, f in functions.items()},
+        states={label: spec | {"dtype": "fp16"} for label, spec in _specs(states).items()},
         context=context,
         vocab_size=vocab,
         eos_token_ids=sorted(loaded.eos_token_ids),
@@ -219,6 +223,21 @@ def _manifest(
         source=source,
         macai=__version__,
     )
+
+
+def _info(function: ExportFunction, precision: str, vocab: int) -> FunctionInfo:
+    """Describe a function, as the package does."""
+    inputs = _specs(function.inputs)
+    logits: dict[str, Any] = {"dtype": precision, "shape": [1, 1, vocab]}
+    for label, axes in function.flexible.items():
+        most = list(inputs[label]["shape"])
+        for axis, size in axes.items():
+            most[axis] = size.most
+        inputs[label]["most"] = most
+    tokens = inputs["inputIds"].get("most", inputs["inputIds"]["shape"])[1]
+    if "most" in inputs["inputIds"]:  # a row for each token
+        logits["most"] = [1, tokens, vocab]
+    return FunctionInfo(tokens=tokens, inputs=inputs, outputs={"logits": logits})
 
 
 def vocab_size(loaded: LoadedModel) -> int:

@@ -1,6 +1,7 @@
 """The README.md of a bundle: what it is, what was verified, how to run it."""
 
-from macai.coreml.manifest import FILE, Manifest
+from macai.coreml.manifest import FILE, FunctionInfo, Manifest
+from macai.coreml.profiles import profile_called
 
 _TEXT = """# {name}
 
@@ -13,6 +14,7 @@ _TEXT = """# {name}
 | states | {states} |
 | context | {context} tokens |
 | ends of a reply | token ids {eos} |
+| profile | {profile} |
 | meant for | compute units `{compute_units}` |
 | licence of the model | {licence} |
 
@@ -24,31 +26,24 @@ On any machine, with the runtime that comes with macai (numpy; slow, and indepen
 
     macai run . --prompt "Hello"
 
-In an app: `Swift/` is a package with a typed, streaming `generate`; see its README.
-
-## What the functions do
-
-Each writes keys and values at `position` and after, into the states, and attends to all positions
-up to its own. A prefill takes up to its number of tokens; what is behind `last` is padding and is
-written over later. `position` plus the tokens of the function must not exceed the context.
-
+{usage}
 ## What was verified
 
 `verify.json` has the comparison with the model that was made when the package was: the reference
 runtime against MLX, also with every value rounded to float16. It was not run by Core ML, nor on a
-device: check what your app shows, and on which compute units.
+device: check what your app shows, and on which compute units.{unverified}
 """
 
 
 def model_card(manifest: Manifest) -> str:
     """Return the card of a bundle."""
-    source = manifest.source
+    source, profile = manifest.source, profile_called(manifest.profile)
+    room = profile.calls.room(manifest)
     line = f"`{source['model']}`"
     if "adapter" in source:
         line += f" with the adapter `{source['adapter']}`"
     functions = ", ".join(
-        f"`{name}` ({info.tokens} token{'s' if info.tokens > 1 else ''})"
-        for name, info in manifest.functions.items()
+        f"`{name}` ({_tokens(info)})" for name, info in manifest.functions.items()
     )
     states = ", ".join(f"`{k}` fp16 {v['shape']}" for k, v in manifest.states.items())
     return _TEXT.format(
@@ -62,8 +57,17 @@ def model_card(manifest: Manifest) -> str:
         states=states,
         context=manifest.context,
         eos=", ".join(map(str, manifest.eos_token_ids)),
+        profile=manifest.profile,
         compute_units=manifest.compute_units,
         licence=source.get("license", "not known: see where it came from"),
         file=FILE,
         contract=manifest.contract,
+        usage=profile.usage.format(default=profile.default, room=room),
+        unverified="".join(f"\n\nNot verified: {text}." for text in profile.unverified),
     )
+
+
+def _tokens(info: FunctionInfo) -> str:
+    if "most" in info.inputs.get("inputIds", {}):
+        return f"1 to {info.tokens} tokens"
+    return "1 token" if info.tokens == 1 else f"{info.tokens} tokens"

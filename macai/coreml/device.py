@@ -5,6 +5,7 @@ by us: there is no Mac here.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,20 @@ class CoreMLRunner:
         compute = getattr(ct.ComputeUnit, UNITS[units or manifest.compute_units])
         path = str(folder / manifest.package)
         self._models: dict[str, Any] = {
-            name: ct.models.MLModel(path, compute_units=compute, function_name=name)
+            name: ct.models.MLModel(
+                path,
+                compute_units=compute,
+                function_name=name if len(manifest.functions) > 1 else None,
+            )
             for name in manifest.functions
         }
         self.reset()
 
-    def run(self, function: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Run one function on the state; float32 [V]."""
-        outputs = self._models[function].predict(inputs, state=self._state)
-        return np.asarray(outputs["logits"], dtype=np.float32).reshape(-1)
+    def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Run one function on the state; the last row of its logits, float32 [V]."""
+        outputs = self._models[function].predict(dict(inputs), state=self._state)
+        return np.asarray(outputs["logits"], dtype=np.float32)[0, -1]
 
     def reset(self) -> None:
         """Empty the state."""
-        self._state = self._models["decode"].make_state()
+        self._state = next(iter(self._models.values())).make_state()

@@ -10,6 +10,8 @@ from macai.coreml.compress import Compression, Scheme
 from macai.coreml.fewer_bits import compress_model, cost, perplexity, replace_weights
 from macai.coreml.llm import check_lengths
 from macai.coreml.manifest import Manifest
+from macai.coreml.profiles import Profile
+from macai.coreml.profiles.gpu import GPU
 from macai.coreml.session import open_bundle
 from macai.coreml.verify import sample_text, verify_package
 from macai.errors import ExportError, UsageError
@@ -32,8 +34,9 @@ class Export:
         name: What package and Swift module are called.
         source: Where the model came from, as the manifest tells.
         adapters: Folders by name. One is fused, unless weights are kept; several get functions.
+        profile: What it is for: see profiles.
         context: The most positions, a multiple of 32.
-        prefill: Lengths of the prefill functions.
+        prefill: Lengths of the prefill functions; the profile's own if not given.
         precision: "fp16" or "fp32".
         weights: "full", "keep", or a scheme: see compress.Scheme.parse.
         bits_per_weight: A mix of schemes with this mean instead.
@@ -47,8 +50,9 @@ class Export:
     name: str
     source: dict[str, str]
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    profile: Profile = GPU
     context: int = 1024
-    prefill: Sequence[int] = (64,)
+    prefill: Sequence[int] = ()
     precision: str = "fp16"
     weights: str = "full"
     bits_per_weight: float | None = None
@@ -89,6 +93,7 @@ def export_llm(
         name=export.name,
         source=export.source,
         context=export.context,
+        profile=export.profile,
         prefill=export.prefill,
         precision=export.precision,
         weights=export.weights if bits is None else f"{bits:g} bits",
@@ -121,6 +126,7 @@ def reference(path: Path, adapter: Path | None) -> LoadedModel:
 
 def _check(export: Export) -> None:
     check_lengths(export.context, export.prefill)
+    _check_profile(export)
     if export.bits_per_weight is not None and export.weights != "full":
         raise UsageError("--bits-per-weight chooses the weights itself: leave out --weights")
     if export.saves_bits:
@@ -131,6 +137,20 @@ def _check(export: Export) -> None:
                 "weights are compressed for one model, and several adapters make several",
                 hint="export with one adapter, or with --weights full or keep",
             )
+
+
+def _check_profile(export: Export) -> None:
+    profile = export.profile
+    if export.prefill and not profile.prefill:
+        raise UsageError(
+            f"a package for {profile.name} takes any number of tokens at once",
+            hint="leave out --prefill",
+        )
+    if not export.fuses and not profile.adapters:
+        raise UsageError(
+            f"a package for {profile.name} has one function, and no room for adapters",
+            hint="one --adapter, which is fused, without --weights keep",
+        )
 
 
 def _compressed(export: Export, progress: Progress) -> tuple[Compression | None, dict[str, Any]]:

@@ -40,7 +40,7 @@ class CacheShape:
         return mx.zeros((self.layers, 1, self.kv_heads, context, self.head_dim), dtype)
 
 
-class _Store:
+class Store:
     """The arrays that all layers of one call write into, as they are written."""
 
     def __init__(self, offset: mx.array, keys: mx.array, values: mx.array) -> None:
@@ -49,10 +49,10 @@ class _Store:
         self.begin = mx.concatenate([none, offset, none[:1]])  # of layer 0
 
 
-class _LayerCache:
+class LayerCache:
     """One layer's part of the store, where mlx-lm's attention expects its KVCache."""
 
-    def __init__(self, store: _Store, layer: int) -> None:
+    def __init__(self, store: Store, layer: int) -> None:
         self._store, self._layer, self.offset = store, layer, store.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -70,7 +70,7 @@ class _LayerCache:
     ) -> mx.array:
         """Return which positions each of the next rows attends to, bool [rows, context]."""
         columns = mx.arange(self._store.keys.shape[3])[None]
-        here = self.offset + mx.arange(rows)[:, None]
+        here = self._store.offset + mx.arange(rows)[:, None]
         mask = columns <= here
         return mask & (here - columns < window_size) if window_size else mask
 
@@ -156,8 +156,8 @@ def llm_functions(
     settings = Settings(precision=precision, positions=context, compress=compress)
 
     def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:
-        store = _Store(position, *arrays)
-        caches = [_LayerCache(store, n) for n in range(shape.layers)]
+        store = Store(position, *arrays)
+        caches = [LayerCache(store, n) for n in range(shape.layers)]
         logits = model(ids, cache=caches)
         if last is not None:
             logits = mx.slice(logits, last, axes=(1,), slice_size=(1, 1, logits.shape[2]))

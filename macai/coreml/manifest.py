@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macai.coreml.profiles import PROFILES
 from macai.errors import PackageError, UsageError
 
 FILE = "macai.json"
@@ -18,8 +19,9 @@ class FunctionInfo:
     """One function of a package.
 
     Attributes:
-        tokens: How many it takes at once.
-        inputs: {"dtype", "shape"} by name.
+        tokens: How many it takes at once, or the most of them.
+        inputs: {"dtype", "shape"} by name. Where it takes several, "shape" is the least and "most"
+            the greatest.
         outputs: Likewise.
     """
 
@@ -35,7 +37,7 @@ class Manifest:
     Attributes:
         package: The package's folder, beside the manifest.
         sha256: Over names and bytes of the package's files: see package.package_hash.
-        functions: See llm.py for what they do.
+        functions: What they do depends on the profile: see profiles.
         states: {"dtype", "shape"} by name.
         context: The most positions it keeps.
         eos_token_ids: Every one of them ends a reply.
@@ -89,8 +91,9 @@ class Manifest:
         Raises:
             UsageError: there is no such adapter.
         """
+        others = {f for adapter in self.adapters for f in adapter["functions"].values()}
         if adapter is None:
-            return {name: name for name in (*self.prefills, "decode")}
+            return {name: name for name in self.functions if name not in others}
         names = {a["name"]: dict(a["functions"]) for a in self.adapters}
         if adapter not in names:
             known = ", ".join(names) or "none as a function of its own"
@@ -132,7 +135,10 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ValueError("context, vocab_size and tokens must be positive")
     named = [f for adapter in manifest.adapters for f in adapter["functions"].values()]
-    if missing := sorted({*named, "decode"} - functions.keys()):
+    if manifest.profile not in PROFILES:
+        raise ValueError(f"profile {manifest.profile}, this version knows {', '.join(PROFILES)}")
+    needed = {*named, PROFILES[manifest.profile].default}
+    if missing := sorted(needed - functions.keys()):
         raise ValueError(f"it has no function {missing[0]}")
     if "/" in manifest.package or ".." in manifest.package:
         raise ValueError("it names a package that is not beside it")

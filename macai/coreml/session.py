@@ -1,24 +1,22 @@
 """Talk to an exported language model: prompts in chunks, then token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from macai.coreml.manifest import Manifest, read_manifest
+from macai.coreml.profiles import PROFILES
 from macai.errors import PackageError
 from macai.mil import Package, open_package
-
-DECODE_AT_MOST = 4
-"""Fewer tokens than this go one by one: a padded prefill computes all its rows."""
 
 
 class Runner(Protocol):
     """What runs the functions of a package and keeps their state."""
 
-    def run(self, function: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the logits, float32 [V]."""
+    def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the last row of logits, float32 [V]."""
         ...
 
     def reset(self) -> None:
@@ -38,7 +36,7 @@ class ReferenceRunner:
         self.overflows = 0
         self.reset()
 
-    def run(self, function: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run one function on the state."""
         precision = "fp16" if self._precision == "fp16" else "fp32"
         result = self._package.functions[function].run(
@@ -47,11 +45,11 @@ class ReferenceRunner:
             precision=precision,  # type: ignore[arg-type]
         )
         self.overflows += len(result.overflows)
-        return result.outputs["logits"].reshape(-1).astype(np.float32)
+        return result.outputs["logits"][0, -1].astype(np.float32)
 
     def reset(self) -> None:
         """Empty the state."""
-        self._state = self._package.make_state("decode")
+        self._state = self._package.make_state()
 
 
 class Session:
@@ -64,9 +62,15 @@ class Session:
 
     def __init__(self, manifest: Manifest, runner: Runner, adapter: str | None = None) -> None:
         self.manifest, self._runner = manifest, runner
+        self._calls = PROFILES[manifest.profile].calls
         self._functions = manifest.functions_of(adapter)
         self.ids: list[int] = []
         self.last = np.empty(0, np.float32)
+
+    @property
+    def room(self) -> int:
+        """How many tokens a conversation can have."""
+        return self._calls.room(self.manifest)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -85,27 +89,22 @@ class Session:
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Go on with the next ids; return the logits after the last, float32 [V]."""
-        if len(self.ids) + len(ids) > self.manifest.context:
+        if len(self.ids) + len(ids) > self.room:
             raise PackageError(
-                f"{len(self.ids) + len(ids)} tokens, and the package's context is "
-                f"{self.manifest.context}",
+                f"{len(self.ids) + len(ids)} tokens, and the package's context is {self.room}",
                 hint="export it with a larger --context",
             )
         rest = list(ids)
         while rest:
-            name, count = self._next(len(self.ids), len(rest))
+            name, count = self._calls.next(self.manifest, len(self.ids), len(rest))
             self.run(name, rest[:count])
             rest = rest[count:]
         return self.last
 
     def run(self, name: str, ids: Sequence[int]) -> np.ndarray:
         """Take the next ids, at most the function's tokens; return the logits after the last."""
-        rows = self.manifest.functions[name].tokens
-        padded = np.zeros((1, rows), np.int32)
-        padded[0, : len(ids)] = ids
-        inputs = {"inputIds": padded, "position": np.array([len(self.ids)], np.int32)}
-        if rows > 1:
-            inputs["last"] = np.array([len(ids) - 1], np.int32)
+        tokens = self.manifest.functions[name].tokens
+        inputs = self._calls.inputs(tokens, ids, len(self.ids))
         logits = self._runner.run(self._functions[name], inputs)
         if not np.isfinite(logits).all():
             raise PackageError(
@@ -115,20 +114,6 @@ class Session:
         self.last = logits
         self.ids += ids
         return self.last
-
-    def _next(self, position: int, left: int) -> tuple[str, int]:
-        """Which function takes the next tokens, and how many: the shortest that takes them all."""
-        functions = self.manifest.functions
-        fitting = [
-            n
-            for n in self.manifest.prefills
-            if position + functions[n].tokens <= self.manifest.context
-        ]
-        if left <= DECODE_AT_MOST or not fitting:
-            return "decode", 1
-        enough = [n for n in fitting if functions[n].tokens >= left]
-        name = enough[-1] if enough else fitting[0]
-        return name, min(left, functions[name].tokens)
 
 
 def open_bundle(folder: Path) -> tuple[Manifest, Package]:
@@ -145,8 +130,9 @@ def open_bundle(folder: Path) -> tuple[Manifest, Package]:
             raise PackageError(f"{folder}: the package has no function {name}")
         for label, spec in info.inputs.items():
             own = function.inputs.get(label)
-            if own is None or not own.accepts(tuple(spec["shape"])):
-                raise PackageError(f"{folder}: {name} takes no {label} {spec['shape']}")
+            for shape in (spec["shape"], spec.get("most", spec["shape"])):
+                if own is None or not own.accepts(tuple(shape)):
+                    raise PackageError(f"{folder}: {name} takes no {label} {shape}")
         if "logits" not in function.outputs:
             raise PackageError(f"{folder}: {name} returns no logits")
     return manifest, package

@@ -115,9 +115,9 @@ def verify_package(
         adapter: Whose functions are compared; `loaded` has it. The plain model's without.
         progress: Called with what is being compared, and how much of it is done.
     """
-    ids = list(ids)[: manifest.context - tokens]
-    model = _logits(loaded, ids)
     session = Session(manifest, runner or ReferenceRunner(package), adapter)
+    ids = list(ids)[: session.room - tokens]
+    model = _logits(loaded, ids)
     found = {name: _prefill(session, name, ids, model, progress) for name in manifest.prefills}
     found["decode"] = _decode(session, ids, model, progress)
     transcript = _transcript(loaded, session, ids, tokens, progress)

@@ -69,6 +69,42 @@ def test_export_prints_the_package_and_how_well_it_agrees(macai, folder, tmp_pat
     assert any("top-1 100.0%" in line for line in lines)
 
 
+def test_a_package_for_swift_transformers_is_made_verified_and_talked_to(
+    macai, folder, adapter, tmp_path
+):
+    out, options = tmp_path / "out", ("--max-tokens", 8)
+    made = macai(
+        *("export", "llm", "--model", folder, "--adapter", adapter, "--out", out),
+        *("--profile", "swift-transformers", "--context", 64, "--positions", 12),
+    )
+    assert made.code == 0, made.err
+    lines = made.out.splitlines()
+    assert "verified" in lines
+    assert "not verified: that Core ML loads and runs it" in lines[lines.index("verified") + 1]
+    tuned = macai("generate", "Hello", "--model", folder, "--adapter", adapter, *options)
+    ours = macai("run", out, "--prompt", "Hello", *options)
+    assert (ours.code, ours.out) == (0, tuned.out)
+    checked = macai("verify", out, "--against", folder, "--adapter", adapter, "--positions", 12)
+    assert (checked.code, checked.out.splitlines()[-1]) == (0, "verified")
+    assert macai("doctor", out).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--profile", "tpu"), "unknown profile 'tpu'"),
+        (("--profile", "swift-transformers", "--prefill", 8), "any number of tokens at once"),
+    ],
+)
+def test_a_profile_that_there_is_not_or_that_has_no_such_functions_is_told(
+    macai, folder, tmp_path, options, message
+):
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
+    assert result.code == 1
+    assert message in result.err
+    assert not (tmp_path / "o").exists()
+
+
 def test_export_json_is_one_line_with_manifest_and_verification(macai, folder, tmp_path):
     result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *SMALL, "--json")
     assert result.out.count("\n") == 1

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macai.coreml.calls import DECODE_AT_MOST
 from macai.coreml.manifest import CONTRACT, Manifest
-from macai.coreml.session import DECODE_AT_MOST
 from macai.coreml.swift import write_swift_package
 from macai.coreml.swift.contract import contract_source, package_source
 from macai.coreml.swift.names import module_name, number, string

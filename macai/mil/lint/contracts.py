@@ -138,12 +138,14 @@ def swift_transformers_name(subject: Subject) -> Iterator[Finding]:
     "note",
     "swift-transformers' causal mask is all zeros, with one column more than there are tokens",
     why="Also for a whole prompt, so that each token sees those after it: the model has to be "
-    "causal by itself.",
-    fix="Add the causal part of the mask within the model.",
+    "causal by itself. This one reads the mask's values.",
+    fix="Make the mask within the model, and read of this one the width alone.",
 )
 def swift_transformers_mask(subject: Subject) -> Iterator[Finding]:
     view = _wanting(subject)
-    if view and "causalMask" in view.function.inputs and set(_CACHES) <= set(view.states):
+    if view is None or not set(_CACHES) <= set(view.states):
+        return
+    if any(reader.type != "shape" for reader in view.users.get("causalMask", ())):
         yield Finding(f"causalMask is {view.function.inputs['causalMask']}", view.name)
 
 
@@ -165,10 +167,10 @@ def contract(subject: Subject) -> str:
     inputs = {n for v in subject.views for n in v.function.inputs}
     states = {n for v in subject.views for n in v.states}
     keys = subject.package.metadata
+    if _wanting(subject):
+        return "swift-transformers, in a macai bundle" if subject.bundle else "swift-transformers"
     if subject.bundle:
         return "a macai bundle"
-    if _wanting(subject):
-        return "swift-transformers"
     if any(key.startswith("com.anemll.") for key in keys) or "model_model_kv_cache_0" in states:
         return "ANEMLL: one part of a model"
     if any("kv_cache_0" in state for state in states):
