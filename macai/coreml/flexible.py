@@ -32,7 +32,10 @@ _SAMPLES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """A size that is chosen at each call, from `least` to `most`; one where the name is one."""
+    """A size that is chosen at each call, from `least` to `most`.
+
+    Axes with sizes of one name have the same size in each call.
+    """
 
     name: str
     least: int = 1
@@ -56,10 +59,13 @@ def trace_flexible(
     all: let what is exported be run with others, too.
 
     Raises:
+        UsageError: a range is too narrow, or a name has two.
         ExportError: the function is another one for another size, or depends on one in a way that
             cannot be exported.
     """
     sizes = list(dict.fromkeys(size for axes in flexible.values() for size in axes.values()))
+    if len({size.name for size in sizes}) < len(sizes):
+        raise UsageError("two sizes have one name, and not one range")
     symbols = [_symbol(size.name) for size in sizes]
     problems = []
     for samples in _SAMPLES:

@@ -193,6 +193,7 @@ def test_flexible_sizes_and_several_functions_are_refused(tmp_path):
     ("flexible", "message"),
     [
         ({"x": {1: Size(name="tokens", least=4, most=8)}}, "too narrow a range: tokens 4..8"),
+        ({"x": {1: TOKENS, 2: Size(name="tokens", most=9)}}, "two sizes have one name"),
         ({"y": {1: TOKENS}}, "no input y with an axis 1"),
         ({"x": {3: TOKENS}}, "no input x with an axis 3"),
     ],
