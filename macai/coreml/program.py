@@ -4,17 +4,19 @@ coremltools' own way there runs passes that change results, and gives each use o
 an operation of its own: half of a language model's program. Here a function has each constant once,
 before its first use, and nothing that no output and no state needs. Names are as short as can be,
 but for inputs, outputs, and weights in one of the functions, which have their paths there.
+Operations have none: MIL.proto keeps a name among "any other information", and Core ML runs programs
+without, such as Chromium's (services/webnn/coreml/graph_builder_coreml.cc) and, where constants have
+none either, rustnn's (src/converters/coreml_mlprogram.rs).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, product
-from string import ascii_lowercase, ascii_uppercase, digits
+from string import ascii_letters, ascii_uppercase, digits
 from typing import Any
 
 import numpy as np
 from coremltools.converters.mil.backend.mil.helper import (
     create_immediate_value,
-    create_scalar_value,
     create_valuetype_tensor,
     types_to_proto_primitive,
 )
@@ -27,7 +29,10 @@ from macai.coreml.weight_file import WeightFile
 _FILE = "@model_path/weights/weight.bin"
 _UPDATE = "coreml_update_state"
 _SECOND = digits + ascii_uppercase
-_ANY = _SECOND + ascii_lowercase
+_ANY = digits + ascii_letters
+# What is left out where it is zero, as ONNX Runtime does for Core ML (gemm_op_builder.cc). Others that
+# the builder's documentation calls optional are not (matmul's transposes, there).
+_OPTIONAL = {("linear", "bias")}
 
 Operation = Any  # coremltools' and the protobuf's, which have no types
 Function = Any
@@ -105,7 +110,7 @@ class _Writer:
         operands = {
             key: [self._name(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
             for key, value in op.inputs.items()
-            if not key.startswith("_")
+            if not key.startswith("_") and not _left_out(op, key)
         }
         self._operation(op.op_type, operands, self._results(op))
 
@@ -138,8 +143,6 @@ class _Writer:
                 made.attributes[key].CopyFrom(value)
         for name, type_ in results:
             made.outputs.add(name=name, type=type_)
-        label = results[0][0] if results else next(self._free)
-        made.attributes["name"].CopyFrom(create_scalar_value(label))
 
     def _results(self, op: Operation) -> list[tuple[str, Message]]:
         """Name an operation's results."""
@@ -165,7 +168,6 @@ class _Writer:
             self._constants[key] = name
             made = self._block.operations.add(type="const")
             made.outputs.add(name=name, type=self._type(var))
-            made.attributes["name"].CopyFrom(create_scalar_value(name))
             made.attributes["val"].CopyFrom(self._value(var))
         return self._constants[key]
 
@@ -197,6 +199,10 @@ def _needed(function: Function) -> list[Operation]:
     return kept[::-1]
 
 
+def _left_out(op: Operation, key: str) -> bool:
+    return (op.op_type, key) in _OPTIONAL and not np.any(op.inputs[key].val)
+
+
 def _is_known(var: Var) -> bool:
     """Whether a value is a constant, as the result of operations on constants is too."""
     return bool(var.can_be_folded_to_const())
@@ -215,10 +221,10 @@ def _path(var: Var) -> str:
 
 
 def _short_names(taken: set[str]) -> Iterator[str]:
-    """Yield a0, b0, ..., zZ, a00, ...: no word of MIL's text has a digit or a capital there."""
+    """Yield a0, b0, ..., ZZ, a00, ...: no word of MIL's text has a digit or a capital there."""
     for length in count():
         for letters in product(_ANY, repeat=length):
-            for second, first in product(_SECOND, ascii_lowercase):
+            for second, first in product(_SECOND, ascii_letters):
                 name = f"{first}{second}{''.join(letters)}"
                 if name not in taken:
                     yield name

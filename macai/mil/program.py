@@ -22,7 +22,7 @@ class Operation:
 
     Attributes:
         type: Its MIL name, such as `linear`.
-        name: Of its own, or of its first output.
+        name: Of its own; else of its first output; else of the state it writes.
         inputs: What each parameter is bound to; most have one argument, `concat`'s values several.
             Constants among the attributes, such as those of iOS 16's `constexpr_*`, are here too.
         outputs: Type by name, in order.
@@ -127,7 +127,10 @@ def _operation(proto: Proto, known: dict[str, ValueType], blobs: Blobs, where: s
 
 
 def _label(proto: Proto) -> str:
-    return proto.outputs[0].name if proto.outputs else ""
+    if proto.outputs:
+        return str(proto.outputs[0].name)
+    given = proto.inputs["input"].arguments if "input" in proto.inputs else ()
+    return str(given[0].name) if given else ""
 
 
 def _argument(binding: Proto, known: dict[str, ValueType], blobs: Blobs, where: str) -> Argument:
