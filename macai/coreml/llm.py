@@ -4,7 +4,9 @@
     decode:  inputIds int32 [1, 1], position int32 [1]                 -> logits [1, 1, V]
 
 Both write keys and values at `position` and after, into the states keyCache and valueCache,
-float16 [layers, 1, kv_heads, context, head_dim], and attend to all positions up to their own.
+float16 [layers, 1, kv_heads, context, head_dim], and attend to all positions up to their own. The
+two differ in width where mlx-lm's do (latent attention: minicpm3, deepseek_v2); layers that differ
+in heads or width (gemma4, openelm) each use the beginning of what the largest needs.
 `last` is the row of a prefill whose logits are wanted: the last token's; rows behind it are
 padding, whose keys are written over by what comes there later. position + T must not exceed the
 context.
@@ -29,15 +31,21 @@ CONTEXT_MULTIPLE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """The keys of a model, and alike its values: [layers, 1, kv_heads, context, head_dim]."""
+    """A model's keys, [layers, 1, kv_heads, context, head_dim], and its values, of value_dim.
+
+    Layers are those that keep some: others may read what they kept. Sizes are the largest layer's.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
+    value_dim: int
 
-    def zeros(self, context: int, dtype: mx.Dtype) -> mx.array:
-        """Return an empty cache."""
-        return mx.zeros((self.layers, 1, self.kv_heads, context, self.head_dim), dtype)
+    def zeros(self, context: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+        """Return empty states by name."""
+        widths = {KEYS: self.head_dim, VALUES: self.value_dim}
+        shape = (self.layers, 1, self.kv_heads, context)
+        return {name: mx.zeros((*shape, width), dtype) for name, width in widths.items()}
 
 
 class Store:
@@ -63,7 +71,15 @@ class LayerCache:
         store.keys = mx.slice_update(store.keys, keys[None], start, axes=axes)
         store.values = mx.slice_update(store.values, values[None], start, axes=axes)
         own = slice(layer, layer + 1)
-        return store.keys[own].squeeze(0), store.values[own].squeeze(0)
+        self._held = (
+            store.keys[own, :, : keys.shape[1], :, : keys.shape[3]].squeeze(0),
+            store.values[own, :, : values.shape[1], :, : values.shape[3]].squeeze(0),
+        )
+        return self._held
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Return what was fetched last, for a layer that keeps none of its own."""
+        return self._held
 
     def make_mask(
         self, rows: int, *, return_array: bool = False, window_size: int | None = None
@@ -83,7 +99,11 @@ class _Shapes:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self._seen.append((tuple(keys.shape), tuple(values.shape)))
-        return keys, values
+        self._held = keys, values
+        return self._held
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        return self._held
 
     def make_mask(self, *_: Any, **__: Any) -> None:
         return None
@@ -93,26 +113,27 @@ def cache_shape(model: nn.Module) -> CacheShape:
     """Return the shape of a model's keys and values.
 
     Raises:
-        ExportError: its layers keep something else, or differ from each other.
+        ExportError: its layers keep something else.
     """
     from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
-    kinds = {type(layer) for layer in make_prompt_cache(model)}
+    caches = make_prompt_cache(model)  # fewer than layers where some read others' keys and values
+    kinds = {type(cache) for cache in caches}
     if others := sorted(k.__name__ for k in kinds - {KVCache, RotatingKVCache}):
         raise ExportError(
             f"this model's layers remember {', '.join(others)}, not only keys and values",
             hint="recurrent and mixed models cannot be exported yet",
         )
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    model(mx.zeros((1, 1), mx.int32), cache=[_Shapes(seen) for _ in model.layers])
-    shapes = {shape for pair in seen for shape in pair}
-    if len(seen) != len(model.layers) or len(shapes) != 1:
-        raise ExportError(
-            f"its layers' keys and values have {len(shapes)} shapes: {sorted(shapes)}",
-            hint="only models whose layers are alike can be exported",
-        )
-    _, kv_heads, _, head_dim = shapes.pop()
-    return CacheShape(layers=len(seen), kv_heads=kv_heads, head_dim=head_dim)
+    model(mx.zeros((1, 1), mx.int32), cache=[_Shapes(seen) for _ in caches])
+    if len(seen) != len(caches):
+        raise ExportError(f"of {len(caches)} caches this model writes {len(seen)}")
+    return CacheShape(
+        layers=len(seen),
+        kv_heads=max(shape[1] for pair in seen for shape in pair),
+        head_dim=max(keys[3] for keys, _ in seen),
+        value_dim=max(values[3] for _, values in seen),
+    )
 
 
 def check_lengths(context: int, prefill: Sequence[int]) -> None:
@@ -152,7 +173,7 @@ def llm_functions(
     check_lengths(context, prefill)
     shape = cache_shape(model)
     dtype = mx.float16 if precision == "fp16" else mx.float32
-    states = {name: shape.zeros(context, dtype) for name in (KEYS, VALUES)}
+    states = shape.zeros(context, dtype)
     settings = Settings(precision=precision, positions=context, compress=compress)
 
     def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:

@@ -248,7 +248,7 @@ def check_supported(graph: Graph) -> None:
         if entry is None:
             reason: str | None = _UNKNOWN.get(node.op, "no lowering")
         else:
-            reason = _rank(node) or (entry.accepts and entry.accepts(node))
+            reason = _shapes(node) or (entry.accepts and entry.accepts(node))
         if reason:
             missing.setdefault(f"{node.op}: {reason}", []).append(node)
     if missing:
@@ -268,8 +268,11 @@ _UNKNOWN = {
 }
 
 
-def _rank(node: Node) -> str | None:
-    rank = max(len(v.shape) for v in (*node.inputs, *node.outputs))
+def _shapes(node: Node) -> str | None:
+    shapes = [v.shape for v in (*node.inputs, *node.outputs)]
+    if any(0 in shape for shape in shapes):
+        return "no elements, and Core ML has no such arrays"
+    rank = max(map(len, shapes))
     return f"rank {rank}, and Core ML has at most 5" if rank > 5 else None
 
 

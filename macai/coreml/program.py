@@ -4,9 +4,9 @@ coremltools' own way there runs passes that change results, and gives each use o
 an operation of its own: half of a language model's program. Here a function has each constant once,
 before its first use, and nothing that no output and no state needs. Names are as short as can be,
 but for inputs, outputs, and weights in one of the functions, which have their paths there.
-Operations have none: MIL.proto keeps a name among "any other information", and Core ML runs programs
-without, such as Chromium's (services/webnn/coreml/graph_builder_coreml.cc) and, where constants have
-none either, rustnn's (src/converters/coreml_mlprogram.rs).
+Operations have none: MIL.proto has a name among "any other information", and Core ML runs programs
+without, such as Chromium's (services/webnn/coreml/graph_builder_coreml.cc) and rustnn's, where
+constants have none either (src/converters/coreml_mlprogram.rs).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,8 +30,8 @@ _FILE = "@model_path/weights/weight.bin"
 _UPDATE = "coreml_update_state"
 _SECOND = digits + ascii_uppercase
 _ANY = digits + ascii_letters
-# What is left out where it is zero, as ONNX Runtime does for Core ML (gemm_op_builder.cc). Others that
-# the builder's documentation calls optional are not (matmul's transposes, there).
+# What is left out where it is zero, as ONNX Runtime does for Core ML (gemm_op_builder.cc). Others
+# that the builder's documentation calls optional are not: matmul's transposes, it says there.
 _OPTIONAL = {("linear", "bias")}
 
 Operation = Any  # coremltools' and the protobuf's, which have no types

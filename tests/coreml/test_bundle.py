@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import mamba
+from mlx_lm.models.cache import KVCache
 
+from macai.bench.architectures import build, config_of
 from macai.coreml.bundle import bundle_name, settle_weights, write_bundle
-from macai.coreml.llm import cache_shape, llm_functions
+from macai.coreml.llm import CacheShape, cache_shape, llm_functions
 from macai.coreml.manifest import CONTRACT, FILE, read_manifest
 from macai.coreml.package import package_hash
 from macai.coreml.session import ReferenceRunner, Session, open_bundle
@@ -154,7 +156,20 @@ def test_a_prefill_that_does_not_fit_is_refused(tiny, length):
 
 def test_the_cache_has_the_shape_the_layers_ask_for(tiny):
     shape = cache_shape(tiny.model)
-    assert (shape.layers, shape.kv_heads, shape.head_dim) == (2, 2, 16)
+    assert shape == CacheShape(layers=2, kv_heads=2, head_dim=16, value_dim=16)
+
+
+def test_the_cache_is_as_large_as_the_largest_layer_needs():
+    sizes = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
+    sizes |= {"num_kv_shared_layers": 2, "global_head_dim": 32, "hidden_size_per_layer_input": 8}
+    model = build(config_of("gemma4_text", sizes | {"vocab_size_per_layer_input": 80}))
+    assert cache_shape(model) == CacheShape(layers=2, kv_heads=2, head_dim=32, value_dim=32)
+
+
+def test_a_cache_that_nothing_is_written_to_is_refused(tiny):
+    tiny.model.make_cache = lambda: [KVCache() for _ in range(3)]
+    with pytest.raises(ExportError, match="of 3 caches this model writes 2"):
+        cache_shape(tiny.model)
 
 
 def test_a_model_that_remembers_something_else_is_refused():

@@ -236,6 +236,11 @@ def test_everything_unsupported_is_named_at_once(tmp_path):
             "RoPE: an offset for each row",
         ),
         (nn.GroupNorm(3, 3), [X], "GroupNorm: groups taken the MLX way"),
+        (
+            lambda x: mx.put_along_axis(x, mx.zeros((2, 0), mx.int32), mx.zeros((2, 0)), axis=1),
+            [X],
+            "ScatterAxis: no elements, and Core ML has no such arrays",
+        ),
     ],
 )
 def test_a_variant_that_is_not_supported_says_which(fn, inputs, reason, tmp_path):
