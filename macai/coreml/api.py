@@ -29,7 +29,8 @@ class ExportFunction:
 
     Attributes:
         fn: Takes the arrays of `inputs`, then those of `states`, by position; returns the arrays
-            called `outputs`, then the new value of each state.
+            called `outputs`, then the new value of each state: one that is returned as it came is
+            read and not written.
         inputs: An example array for each input; only its shape and type matter.
         outputs: A name for each output.
         flexible: The axes of inputs whose size may be another at each call: see flexible.py. A

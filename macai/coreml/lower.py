@@ -15,7 +15,7 @@ from macai.coreml.constexpr import constant, expanded
 from macai.coreml.graph import Graph, Node, Value
 from macai.coreml.ops import OPS, Var
 from macai.coreml.ops.sizes import extents, of_shape
-from macai.coreml.states import state_chain
+from macai.coreml.states import read_only, state_chain
 from macai.coreml.stored import Stored
 from macai.errors import ExportError, UnsupportedOpError
 
@@ -208,6 +208,7 @@ def lower(
         for label, value in placeholders.items():
             lowering.values[value.name] = _input(value, function.inputs[label], label)
         finals = graph.outputs[len(outputs) :]
+        unwritten = read_only(graph, states.values(), finals)
         chains = {}
         for (label, place), final in zip(states.items(), finals, strict=True):
             state = function.inputs[label]
@@ -218,6 +219,8 @@ def lower(
         for node in graph.nodes:
             _lower_node(lowering, node)
         for state, final, chain in chains.values():
+            if final.name in unwritten:
+                continue
             if final.name not in chain:  # not written piece by piece
                 mb.coreml_update_state(
                     state=state, value=lowering.cast(lowering.var(final), "fp16")

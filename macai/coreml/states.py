@@ -1,5 +1,7 @@
 """Which values of a graph are versions of a state: what each write into a part of it gives."""
 
+from collections.abc import Iterable
+
 from macai.coreml.graph import Graph, Value
 
 _WRITES = {"DynamicSliceUpdate", "SliceUpdate"}
@@ -21,3 +23,18 @@ def state_chain(graph: Graph, first: Value, last: Value) -> list[str]:
         chain.append(value.name)
         value = node.inputs[0]
     return chain[::-1]
+
+
+def read_only(graph: Graph, places: Iterable[int], lasts: Iterable[Value]) -> set[str]:
+    """Return the names of the states' values that come back as they came, and that something reads.
+
+    What nothing reads has to be written, be it as it is: Core ML refuses a state without a use.
+
+    Args:
+        graph: The graph.
+        places: Of each state's input among the graph's inputs.
+        lasts: What each state is at the end.
+    """
+    uses = graph.uses()
+    pairs = zip((graph.inputs[place] for place in places), lasts, strict=True)
+    return {last.name for first, last in pairs if first.name == last.name and uses[last.name] > 1}

@@ -120,6 +120,20 @@ def test_a_state_may_be_left_as_it_is(tmp_path):
     three_steps(Stateful(fn, tmp_path / "p.mlpackage", inputs=ROW, states=states))
 
 
+def test_a_state_that_is_only_read_is_not_written(tmp_path):
+    def fn(row, place, cache, factors):
+        cache = write(cache, row * factors[1], place)
+        return cache.sum(axis=0), cache, factors
+
+    states = {"cache": CACHE, "factors": CACHE}
+    stateful = Stateful(fn, tmp_path / "p.mlpackage", inputs=ROW, states=states)
+    assert stateful.ops.count("write_state") == 1
+    three_steps(stateful)
+    stateful.memory["factors"][1] = 3
+    stateful.states[1] = stateful.states[1].at[1].add(3.0)
+    three_steps(stateful)
+
+
 def test_a_state_may_be_an_output_as_well(tmp_path):
     def fn(row, place, cache):
         cache = write(cache, row, place)

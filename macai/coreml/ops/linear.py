@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @lowers("Matmul")
 def matmul(lowering: "Lowering", node: Node, x: Var, y: Var) -> Var:
-    """[..., M, K] @ [..., K, N] -> [..., M, N]."""
-    return mb.matmul(x=x, y=y)
+    """[..., M, K] @ [..., K, N] -> [..., M, N], or @ [..., N, K] turned: see passes/turned.py."""
+    return mb.matmul(x=x, y=y, transpose_y=bool(node.options.get("transpose_y")))
 
 
 @lowers("Linear")

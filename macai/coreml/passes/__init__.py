@@ -13,6 +13,7 @@ from macai.coreml.passes.rotations import rotations
 from macai.coreml.passes.rows_first import rows_first
 from macai.coreml.passes.take import take
 from macai.coreml.passes.thin import thin
+from macai.coreml.passes.turned import turned
 
 # These look for patterns as MLX traces them, so they come before reshapes are merged.
 PASSES: tuple[Pass, ...] = (
@@ -28,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     merge_reshapes,
     pick,
     thin,
+    turned,
     rotations,
 )
 
