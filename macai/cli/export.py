@@ -12,6 +12,7 @@ from macai.cli.opening import ModelOption
 
 if TYPE_CHECKING:
     from macai.coreml.manifest import Manifest
+    from macai.coreml.slot import SlotOptions
 
 app = typer.Typer(
     name="export",
@@ -33,6 +34,20 @@ def llm(
         typer.Option(
             help="Folder of an adapter that macai train wrote: one is fused; several get functions "
             "of their own and share the model's weights."
+        ),
+    ] = None,
+    adapter_slot: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Leave room for an adapter of at most this rank, which an app loads at run time: "
+            "see macai export adapter.",
+        ),
+    ] = None,
+    slot_target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A layer the slot is for, as in a recipe; may be repeated. Default: all-linear."
         ),
     ] = None,
     name: Annotated[
@@ -111,6 +126,7 @@ def llm(
             name=bundle_name(name or Path(model.removesuffix(".gguf")).name),
             source=source,
             adapters=adapters,
+            slot=_slot(adapter_slot, slot_target),
             context=context,
             profile=profile_called(profile),
             prefill=prefill or (),
@@ -148,9 +164,23 @@ def _named(adapters: list[Path]) -> dict[str, Path]:
     return named
 
 
+def _slot(rank: int | None, targets: list[str] | None) -> "SlotOptions | None":
+    """Return the room for an adapter that is asked for."""
+    from macai.coreml.slot import SlotOptions
+    from macai.errors import UsageError
+
+    if rank is None:
+        if targets:
+            raise UsageError("--slot-target is of a slot", hint="add --adapter-slot RANK")
+        return None
+    return SlotOptions(rank=rank, targets=targets or ("all-linear",))
+
+
 def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) -> None:
     print(f"bundle: {out}")
     print(f"package: {out / manifest.package}, {manifest.bytes / 1e6:.0f} MB, {manifest.weights}")
+    if slot := manifest.slot:
+        print(f"slot: an adapter of rank {slot.rank} at most, for {len(slot.layers)} layers")
     if price := reports.get("compression"):
         perplexity = price["perplexity"]
         print(

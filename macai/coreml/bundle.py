@@ -18,17 +18,21 @@ from macai.coreml.card import model_card
 from macai.coreml.compress import Compression
 from macai.coreml.description import Metadata
 from macai.coreml.licence import licence_files, licence_name
+from macai.coreml.llm import KEYS, VALUES
 from macai.coreml.lower import all_finite
 from macai.coreml.manifest import FILE, FunctionInfo, Manifest
 from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.profiles import Profile
 from macai.coreml.profiles.gpu import GPU
+from macai.coreml.slot import SlotOptions
+from macai.coreml.slot_model import add_slot
 from macai.coreml.swift import write_swift_package
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
 from macai.models.adapter import load_adapter
 from macai.models.arrays import named_arrays
 from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
+from macai.models.identity import identify
 from macai.models.load import LoadedModel, dequantise, load_model
 from macai.models.lora import lora_layers
 
@@ -50,6 +54,7 @@ def write_bundle(
     weights: str = "full",
     compression: Compression | None = None,
     adapters: Mapping[str, Path] | None = None,
+    slot: SlotOptions | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Manifest:
     """Write all of a bundle but what it was verified with, into an empty folder.
@@ -69,6 +74,7 @@ def write_bundle(
         compression: How matrices are stored instead: see fewer_bits.py.
         adapters: Folders of adapters that get functions of their own, by name: they share all
             weights of the plain model.
+        slot: Room for an adapter at run time, instead of those.
         progress: Called with what is being done, and how much of it.
     """
     if precision not in PRECISIONS:
@@ -81,6 +87,9 @@ def write_bundle(
     settle_weights(loaded, PRECISIONS[precision], keep_quantised=weights == "keep")
     options: dict[str, Any] = {"context": context, "precision": precision}
     options |= {"prefill": prefill or profile.prefill, "compress": compression}
+    if slot is not None:
+        base = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
+        options["slot"] = add_slot(loaded.model, slot, base.to_json())
     functions = profile.functions(loaded.model, **options)
     plain = list(functions)
     named: list[dict[str, Any]] = []
@@ -101,6 +110,7 @@ def write_bundle(
     manifest = replace(
         _manifest(loaded, package, functions, name=name, source=source, precision=precision),
         adapters=named,
+        slot=options["slot"].slot if slot else None,
         weights=precision if weights == "full" else weights,
         profile=profile.name,
         compute_units=profile.compute_units,
@@ -213,7 +223,11 @@ def _manifest(
         sha256=package_hash(package),
         bytes=package_bytes(package),
         functions={label: _info(f, precision, vocab) for label, f in functions.items()},
-        states={label: spec | {"dtype": "fp16"} for label, spec in _specs(states).items()},
+        states={
+            label: spec | {"dtype": "fp16"}
+            for label, spec in _specs(states).items()
+            if label in (KEYS, VALUES)
+        },
         context=context,
         vocab_size=vocab,
         eos_token_ids=sorted(loaded.eos_token_ids),

@@ -1,7 +1,7 @@
 """Core ML itself, on a Mac: the same conversation, run by the system the package is for.
 
-Written to coremltools' documentation (9.0: MLModel.predict, make_state, function_name). Not run
-by us: there is no Mac here.
+Written to coremltools' documentation (9.0: MLModel.predict, make_state, function_name,
+MLState.write_state). Not run by us: there is no Mac here.
 """
 
 import sys
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from macai.coreml.manifest import Manifest
+from macai.coreml.session import States
 from macai.errors import UsageError
 
 UNITS = {
@@ -30,7 +31,13 @@ class CoreMLRunner:
     rely on it. Where it does not hold, `macai verify --runtime coreml` fails.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, units: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        units: str | None = None,
+        held: States | None = None,
+    ) -> None:
         if sys.platform != "darwin":
             raise UsageError(
                 "Core ML runs on macOS only", hint="leave out --runtime: macai's own runs anywhere"
@@ -47,6 +54,7 @@ class CoreMLRunner:
             )
             for name in manifest.functions
         }
+        self._held = held or {}
         self.reset()
 
     def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -55,5 +63,7 @@ class CoreMLRunner:
         return np.asarray(outputs["logits"], dtype=np.float32)[0, -1]
 
     def reset(self) -> None:
-        """Empty the state."""
+        """Empty the state, but for what it was said to hold."""
         self._state = next(iter(self._models.values())).make_state()
+        for name, array in self._held.items():
+            self._state.write_state(name, array)

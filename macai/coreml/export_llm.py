@@ -8,11 +8,13 @@ from typing import Any
 from macai.coreml.bundle import WEIGHTS, write_bundle
 from macai.coreml.compress import Compression, Scheme
 from macai.coreml.fewer_bits import compress_model, cost, perplexity, replace_weights
+from macai.coreml.hot_swap import put_layers, random_layers
 from macai.coreml.llm import check_lengths
 from macai.coreml.manifest import Manifest
 from macai.coreml.profiles import Profile
 from macai.coreml.profiles.gpu import GPU
 from macai.coreml.session import open_bundle
+from macai.coreml.slot import SlotOptions
 from macai.coreml.verify import sample_text, verify_package
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
@@ -23,6 +25,7 @@ from macai.models.lora import lora_layers
 
 Progress = Callable[[str, int, int], None]
 PERPLEXITY_TOKENS = 512
+SLOT_POSITIONS = 24  # a matrix in a wrong place shows at any of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,7 @@ class Export:
         name: What package and Swift module are called.
         source: Where the model came from, as the manifest tells.
         adapters: Folders by name. One is fused, unless weights are kept; several get functions.
+        slot: Room for an adapter at run time; none is fused then.
         profile: What it is for: see profiles.
         context: The most positions, a multiple of 32.
         prefill: Lengths of the prefill functions; the profile's own if not given.
@@ -50,6 +54,7 @@ class Export:
     name: str
     source: dict[str, str]
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    slot: SlotOptions | None = None
     profile: Profile = GPU
     context: int = 1024
     prefill: Sequence[int] = ()
@@ -99,6 +104,7 @@ def export_llm(
         weights=export.weights if bits is None else f"{bits:g} bits",
         compression=compression,
         adapters={} if export.fuses else export.adapters,
+        slot=export.slot,
         progress=progress,
     )
     del loaded
@@ -127,6 +133,11 @@ def reference(path: Path, adapter: Path | None) -> LoadedModel:
 def _check(export: Export) -> None:
     check_lengths(export.context, export.prefill)
     _check_profile(export)
+    if export.slot is not None and export.adapters:
+        raise UsageError(
+            "a package with a slot takes adapters at run time, and none at its export",
+            hint="leave out --adapter, then: macai export adapter --adapter DIR --for BUNDLE",
+        )
     if export.bits_per_weight is not None and export.weights != "full":
         raise UsageError("--bits-per-weight chooses the weights itself: leave out --weights")
     if export.saves_bits:
@@ -146,7 +157,7 @@ def _check_profile(export: Export) -> None:
             f"a package for {profile.name} takes any number of tokens at once",
             hint="leave out --prefill",
         )
-    if not export.fuses and not profile.adapters:
+    if not profile.adapters and (export.slot is not None or not export.fuses):
         raise UsageError(
             f"a package for {profile.name} has one function, and no room for adapters",
             hint="one --adapter, which is fused, without --weights keep",
@@ -182,7 +193,10 @@ def _compressed(export: Export, progress: Progress) -> tuple[Compression | None,
 def _reports(
     export: Export, folder: Path, compression: Compression | None, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Compare all functions of a bundle; by adapter, "model" for the plain or fused one."""
+    """Compare all functions of a bundle; by adapter, "model" for the plain or fused one.
+
+    A slot is compared with an adapter of its full rank whose numbers are random.
+    """
     models: dict[str, Path | None] = {"model": None}
     if export.fuses:
         models["model"] = next(iter(export.adapters.values()), None)
@@ -201,6 +215,18 @@ def _reports(
             loaded.tokenizer.encode(sample_text())[: export.positions],
             tokens=export.tokens,
             adapter=None if name == "model" else name,
+            progress=progress,
+        )
+    if manifest.slot is not None:  # there is one model then, the plain one
+        layers = random_layers(manifest.slot)
+        put_layers(loaded.model, layers)
+        reports["slot"] = verify_package(
+            loaded,
+            manifest,
+            package,
+            loaded.tokenizer.encode(sample_text())[: min(export.positions, SLOT_POSITIONS)],
+            tokens=export.tokens,
+            held=manifest.slot.fill(layers),
             progress=progress,
         )
     return reports

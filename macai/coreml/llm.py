@@ -9,10 +9,11 @@ two differ in width where mlx-lm's do (latent attention: minicpm3, deepseek_v2);
 in heads or width (gemma4, openelm) each use the beginning of what the largest needs.
 `last` is the row of a prefill whose logits are wanted: the last token's; rows behind it are
 padding, whose keys are written over by what comes there later. position + T must not exceed the
-context.
+context. With a slot there is a third state, which they only read: see slot.py.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ import mlx.nn as nn
 
 from macai.coreml.api import ExportFunction
 from macai.coreml.lower import Compress, Settings
+from macai.coreml.slot_model import SlotReader
 from macai.errors import ExportError, UsageError
 
 KEYS, VALUES = "keyCache", "valueCache"
@@ -157,6 +159,7 @@ def llm_functions(
     precision: str = "fp16",
     adapter: str = "",
     compress: Compress | None = None,
+    slot: SlotReader | None = None,
 ) -> dict[str, ExportFunction]:
     """Return the functions of a language model's package.
 
@@ -169,20 +172,25 @@ def llm_functions(
         adapter: The name of the adapter that is in the model: it ends the functions' names, and its
             matrices are called after it, while all else shares its names with the plain model.
         compress: How matrices are stored: see Settings.
+        slot: Of the model, if it has one: its state is the functions' third.
     """
     check_lengths(context, prefill)
     shape = cache_shape(model)
     dtype = mx.float16 if precision == "fp16" else mx.float32
     states = shape.zeros(context, dtype)
+    if slot is not None:
+        states[slot.slot.state] = mx.zeros(slot.slot.shape, dtype)
     settings = Settings(precision=precision, positions=context, compress=compress)
 
     def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:
-        store = Store(position, *arrays)
+        keys, values, *adapter = arrays
+        store = Store(position, keys, values)
         caches = [LayerCache(store, n) for n in range(shape.layers)]
-        logits = model(ids, cache=caches)
+        with slot.holding(*adapter) if slot else nullcontext():
+            logits = model(ids, cache=caches)
         if last is not None:
             logits = mx.slice(logits, last, axes=(1,), slice_size=(1, 1, logits.shape[2]))
-        return logits, store.keys, store.values
+        return logits, store.keys, store.values, *adapter
 
     def function(rows: int) -> ExportFunction:
         number = mx.zeros((1,), mx.int32)
@@ -197,7 +205,7 @@ def llm_functions(
             outputs=("logits",),
             states=states,
             weights=model,
-            named=partial(_shared_name, adapter) if adapter else None,
+            named=partial(_shared_name, adapter) if adapter or slot else None,
             settings=settings,
         )
 

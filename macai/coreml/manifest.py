@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from macai.coreml.profiles import PROFILES
+from macai.coreml.slot import Slot
 from macai.errors import PackageError, UsageError
 
 FILE = "macai.json"
@@ -43,6 +44,7 @@ class Manifest:
         eos_token_ids: Every one of them ends a reply.
         weights: How they are stored.
         compute_units: Where it is meant to run, as Core ML's configuration calls it.
+        slot: Room for an adapter at run time, if there is: a state beside `states`.
         adapters: {"name", "functions"} of each adapter that has functions of its own, by the name
             of the plain model's function that does the same.
         source: Model and adapter it was made from, and the model's licence if it is known.
@@ -65,6 +67,7 @@ class Manifest:
     profile: str = "gpu"
     compute_units: str = "cpuAndGPU"
     minimum_os: dict[str, str] = field(default_factory=lambda: {"iOS": "18.0", "macOS": "15.0"})
+    slot: Slot | None = None
     adapters: list[dict[str, Any]] = field(default_factory=list)
     kind: str = "llm"
     contract: int = CONTRACT
@@ -130,7 +133,8 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
     if value["contract"] != CONTRACT:
         raise ValueError(f"contract {value['contract']}, this version reads {CONTRACT}")
     functions = {name: FunctionInfo(**f) for name, f in value["functions"].items()}
-    manifest = Manifest(**(dict(value) | {"functions": functions}))
+    slot = Slot.parse(value["slot"]) if value.get("slot") else None
+    manifest = Manifest(**(dict(value) | {"functions": functions, "slot": slot}))
     numbers = (manifest.context, manifest.vocab_size, *(f.tokens for f in functions.values()))
     if not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ValueError("context, vocab_size and tokens must be positive")

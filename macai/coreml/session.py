@@ -12,6 +12,10 @@ from macai.errors import PackageError
 from macai.mil import Package, open_package
 
 
+States = Mapping[str, np.ndarray]
+"""What states hold at the beginning, where that is not zeros: an adapter in the slot, float16."""
+
+
 class Runner(Protocol):
     """What runs the functions of a package and keeps their state."""
 
@@ -31,8 +35,10 @@ class ReferenceRunner:
         overflows: How many operations made infinities of finite numbers, in a run in fp16.
     """
 
-    def __init__(self, package: Package, precision: str = "fp32") -> None:
-        self._package, self._precision = package, precision
+    def __init__(
+        self, package: Package, precision: str = "fp32", held: States | None = None
+    ) -> None:
+        self._package, self._precision, self._held = package, precision, held or {}
         self.overflows = 0
         self.reset()
 
@@ -48,8 +54,10 @@ class ReferenceRunner:
         return result.outputs["logits"][0, -1].astype(np.float32)
 
     def reset(self) -> None:
-        """Empty the state."""
+        """Empty the state, but for what it was said to hold."""
         self._state = self._package.make_state()
+        for name, array in self._held.items():
+            self._state[name][...] = array
 
 
 class Session:
@@ -135,4 +143,8 @@ def open_bundle(folder: Path) -> tuple[Manifest, Package]:
                     raise PackageError(f"{folder}: {name} takes no {label} {shape}")
         if "logits" not in function.outputs:
             raise PackageError(f"{folder}: {name} returns no logits")
+        if (slot := manifest.slot) is not None:
+            held = function.states.get(slot.state)
+            if held is None or held.shape != slot.shape:
+                raise PackageError(f"{folder}: {name} has no state {slot.state} {slot.shape}")
     return manifest, package

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from macai.coreml.manifest import Manifest
-from macai.coreml.session import ReferenceRunner, Runner, Session
+from macai.coreml.session import ReferenceRunner, Runner, Session, States
 from macai.mil import Package
 from macai.models.load import LoadedModel
 
@@ -92,6 +92,7 @@ def verify_package(
     tokens: int = 16,
     adapter: str | None = None,
     runner: Runner | None = None,
+    held: States | None = None,
     exact: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
@@ -110,18 +111,20 @@ def verify_package(
         tokens: How many to generate.
         runner: What runs the package; macai's own runtime without. Rounding to float16 is looked
             at with that one always.
+        held: An adapter in the package's slot, which `loaded` has too: see slot.Slot.fill. It is
+            for macai's runtime; a `runner` has its own.
         exact: Whether the package has the model's own weights. Where they were compressed, only
             the perplexity is limited.
         adapter: Whose functions are compared; `loaded` has it. The plain model's without.
         progress: Called with what is being compared, and how much of it is done.
     """
-    session = Session(manifest, runner or ReferenceRunner(package), adapter)
+    session = Session(manifest, runner or ReferenceRunner(package, held=held), adapter)
     ids = list(ids)[: session.room - tokens]
     model = _logits(loaded, ids)
     found = {name: _prefill(session, name, ids, model, progress) for name in manifest.prefills}
     found["decode"] = _decode(session, ids, model, progress)
     transcript = _transcript(loaded, session, ids, tokens, progress)
-    rounding = ReferenceRunner(package, "fp16")
+    rounding = ReferenceRunner(package, "fp16", held)
     half = _rounded(Session(manifest, rounding, adapter), ids, model, progress)
     perplexity = _perplexity(found["decode"].nll)
     if exact:

@@ -7,6 +7,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:
     check_base(config, loaded, folder)
     weights = _read_weights(folder / WEIGHTS)
     paths = _paths(weights, folder)
-    _require_layers(loaded, paths, config.targets, folder)
+    require_layers(linear_paths(loaded.model), paths, config.targets, folder)
     _require_shapes(loaded, weights, paths, config.rank, folder)
     add_lora(loaded.model, paths, rank=config.rank, alpha=config.scale * config.rank)
     for path, layer in lora_layers(loaded.model).items():
@@ -127,6 +128,26 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:
             layer[name] = weights[f"{PREFIX}{path}.{name}.weight"].astype(mx.float32)
     mx.eval(loaded.model.parameters())
     return config
+
+
+def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, tuple[mx.array, mx.array]]]:
+    """Return an adapter without its model: A [rank, in] and B [out, rank] by path of the layer.
+
+    Raises:
+        AdapterError: files are missing or broken, or a shape is not of its rank.
+    """
+    config = read_adapter_config(folder)
+    weights = _read_weights(folder / WEIGHTS)
+    pairs = {}
+    for path in _paths(weights, folder):
+        a, b = (weights[f"{PREFIX}{path}.lora_{x}.weight"] for x in "AB")
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != config.rank or b.shape[1] != config.rank:
+            raise AdapterError(
+                f"{folder}: {path} has A {list(a.shape)} and B {list(b.shape)}, and {CONFIG} says "
+                f"rank {config.rank}"
+            )
+        pairs[path] = (a, b)
+    return config, pairs
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -209,11 +230,10 @@ def _paths(weights: dict[str, mx.array], folder: Path) -> list[str]:
     return paths
 
 
-def _require_layers(
-    loaded: LoadedModel, paths: list[str], targets: tuple[str, ...] | None, folder: Path
+def require_layers(
+    linear: Sequence[str], paths: Sequence[str], targets: tuple[str, ...] | None, folder: Path
 ) -> None:
     """Raise AdapterError for the first layer that only one of model, tensors and config has."""
-    linear = linear_paths(loaded.model)
     if strange := [p for p in paths if p not in linear]:
         raise AdapterError(
             f"{folder}: the model has no linear layer {strange[0]} ({len(strange)} such)",
