@@ -34,7 +34,7 @@ def doctor(
     package: Annotated[
         Path | None,
         typer.Argument(
-            help="A .mlpackage, or a bundle that macai export wrote, to examine instead.",
+            help="A .mlpackage, or a bundle or adapter of macai export, to examine instead.",
             show_default=False,
         ),
     ] = None,
@@ -43,13 +43,15 @@ def doctor(
     """Show versions, hardware, speed and cache, and say what will not work here and why.
 
     With PACKAGE: look in a saved Core ML package, whoever made it, for every trap that is known;
-    nothing is run. docs/lint.md explains each. The exit code is 1 if there are errors; without
-    PACKAGE, if something is broken that every command needs.
+    nothing is run. docs/lint.md explains each. Of an adapter's file: what it is, if it is whole.
+    The exit code is 1 if there are errors; without PACKAGE, if something is broken that every
+    command needs.
 
     Example: macai doctor MyModel
     """
     if package is not None:
-        _examine_package(package, as_json=as_json)
+        examine_other = _examine_adapter if package.is_file() else _examine_package
+        examine_other(package, as_json=as_json)
         return
     report = examine()
     if as_json:
@@ -73,6 +75,20 @@ def _examine_package(path: Path, *, as_json: bool) -> None:
         _print_findings(report)
     if report.counts["error"]:
         raise typer.Exit(1)
+
+
+def _examine_adapter(file: Path, *, as_json: bool) -> None:
+    from macai.coreml.adapter_file import read_adapter_file
+
+    facts = read_adapter_file(file).facts() | {"bytes": file.stat().st_size}
+    if as_json:
+        print(json.dumps({"path": str(file), **facts}, ensure_ascii=False))
+        return
+    print(f"{file}: {facts['bytes'] / 1e6:.1f} MB, all of it there and finite")
+    print(f"name    {facts['name']}")
+    print(f"rank    {facts['rank']}, {facts['layers']} layers: {', '.join(facts['targets'])}")
+    for name, value in facts["base"].items():
+        print(f"base    {name} {value}")
 
 
 def examine() -> dict[str, Any]:

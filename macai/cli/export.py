@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from macai.cli.export_adapter import EXAMPLE, adapter
 from macai.cli.opening import ModelOption
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.command(epilog=f"Example: {EXAMPLE}")(adapter)
 
 
 @app.command(

@@ -31,7 +31,11 @@ def run(
         str | None, typer.Option(help="What you say; - or nothing reads it from stdin.")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="The adapter of the bundle that replies, by name.")
+        str | None,
+        typer.Option(
+            help="The adapter of the bundle that replies, by name; for a slot, the file of macai "
+            "export adapter or the folder of macai train."
+        ),
     ] = None,
     runtime: RuntimeOption = "reference",
     system: SystemOption = None,
@@ -52,6 +56,7 @@ def run(
     import mlx.core as mx
 
     from macai.coreml.device import CoreMLRunner
+    from macai.coreml.hot_swap import chosen_adapter
     from macai.coreml.session import ReferenceRunner, Session, open_bundle
     from macai.generate.prompt import user_prompt
     from macai.generate.sample import make_sampler
@@ -62,12 +67,15 @@ def run(
     sampler = make_sampler(temperature=temperature, top_p=top_p)
     StopMatcher(stop or ())
     manifest, opened = open_bundle(package)
+    functions, held = chosen_adapter(manifest, adapter)
     tokenized = load_tokenized(package)
     prompt_ids = user_prompt(tokenized, text, system=system, raw=raw)
     if seed is not None:
         mx.random.seed(seed)
-    runner = CoreMLRunner(package, manifest) if runtime == "coreml" else ReferenceRunner(opened)
-    session = Session(manifest, runner, adapter)
+    if runtime == "coreml":
+        session = Session(manifest, CoreMLRunner(package, manifest, held=held), functions)
+    else:
+        session = Session(manifest, ReferenceRunner(opened, held=held), functions)
     tokens = reply(
         session, tokenized, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop=stop or []
     )

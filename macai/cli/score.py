@@ -31,7 +31,10 @@ def score(
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(help="Folder of an adapter that macai train wrote; its name in a bundle."),
+        typer.Option(
+            help="Folder of an adapter that macai train wrote; its name in a bundle, or for a "
+            "slot its folder or file."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     max_tokens: MaxTokensOption = 256,
@@ -98,13 +101,16 @@ def _of_package(
     """Reply with a bundle, by macai's own runtime; what prompts begin with is computed once."""
     from macai.cli.progress import reporting
     from macai.cli.run import reply
+    from macai.coreml.hot_swap import chosen_adapter
     from macai.coreml.session import ReferenceRunner, Session, open_bundle
     from macai.generate.batch import Reply
     from macai.generate.prompt import chat_prompt
     from macai.models.load import load_tokenized
 
     manifest, opened = open_bundle(folder)
-    tokenized, session = load_tokenized(folder), Session(manifest, ReferenceRunner(opened), adapter)
+    functions, held = chosen_adapter(manifest, adapter)
+    session = Session(manifest, ReferenceRunner(opened, held=held), functions)
+    tokenized = load_tokenized(folder)
     given = []
     with reporting() as progress:
         for done, messages in enumerate(questions, 1):

@@ -31,6 +31,9 @@ def verify(
     The exit code is 1 if they do not agree. Where weights were compressed only the perplexity
     counts.
 
+    Where the package has a slot, the adapter is loaded into it: a folder of macai train, or the
+    file of macai export adapter.
+
     Example: macai verify MyModel --against smollm2-135m --adapter runs/mine
     """
     from macai.catalog import locate_model
@@ -38,11 +41,14 @@ def verify(
     from macai.cli.progress import reporting
     from macai.coreml.device import CoreMLRunner
     from macai.coreml.export_llm import reference
+    from macai.coreml.hot_swap import chosen_adapter
     from macai.coreml.session import open_bundle
     from macai.coreml.verify import sample_text, verify_package
 
     own_text = sample_text() if text is None else read_text(text)
     manifest, opened = open_bundle(package)
+    given = str(adapter) if adapter is not None and manifest.slot else None
+    _, held = chosen_adapter(manifest, given)
     with reporting() as progress:
         loaded = reference(locate_model(against, progress=progress), adapter)
         report = verify_package(
@@ -52,7 +58,8 @@ def verify(
             loaded.tokenizer.encode(own_text)[:positions],
             adapter=functions_of,
             exact=manifest.is_exact,
-            runner=CoreMLRunner(package, manifest) if runtime == "coreml" else None,
+            runner=CoreMLRunner(package, manifest, held=held) if runtime == "coreml" else None,
+            held=held,
             progress=progress,
         )
     if as_json:

@@ -49,6 +49,17 @@ class AdapterFile:
         """The highest of its layers."""
         return max((a.shape[0] for a, _ in self.layers.values()), default=0)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what it is, as JSON values: all but its numbers."""
+        kinds = sorted({path.rpartition(".")[2] for path in self.layers})
+        return {
+            "name": self.name,
+            "rank": self.rank,
+            "layers": len(self.layers),
+            "targets": kinds,
+            "base": dict(self.base),
+        }
+
 
 def write_adapter_file(file: Path, adapter: AdapterFile) -> None:
     """Write it, atomically; the same bytes for the same adapter.
@@ -103,7 +114,7 @@ def _read(f: BinaryIO, size: int) -> AdapterFile:
     given = metadata.get("format"), metadata.get("version")
     if given != (FORMAT, VERSION):
         raise ValueError(f"format {given[0]!r}, version {given[1]!r}")
-    "".join((*header, *map(str, metadata.values()))).encode()  # what can be printed
+    "".join((*header, *metadata.values())).encode()  # only what can be printed
     body = memoryview(f.read())
     matrices = {name: _matrix(name, entry, body) for name, entry in header.items()}
     if sum(matrix.nbytes for matrix in matrices.values()) != len(body):

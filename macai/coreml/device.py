@@ -54,7 +54,7 @@ class CoreMLRunner:
             )
             for name in manifest.functions
         }
-        self._held = held or {}
+        self._held: States = held or {}
         self.reset()
 
     def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 from macai.coreml.bundle import WEIGHTS, write_bundle
 from macai.coreml.compress import Compression, Scheme
 from macai.coreml.fewer_bits import compress_model, cost, perplexity, replace_weights
-from macai.coreml.hot_swap import put_layers, random_layers
+from macai.coreml.hot_swap import load_adapter_file, put_layers, random_layers
 from macai.coreml.llm import check_lengths
 from macai.coreml.manifest import Manifest
 from macai.coreml.profiles import Profile
@@ -121,9 +121,14 @@ def export_llm(
 
 
 def reference(path: Path, adapter: Path | None) -> LoadedModel:
-    """Return the model a package is compared with: its adapter fused, float32 on the CPU."""
+    """Return the model a package is compared with: its adapter fused, float32 on the CPU.
+
+    The adapter is the folder of macai train, or the file of macai export adapter.
+    """
     loaded = load_model(path)
-    if adapter is not None:
+    if adapter is not None and adapter.is_file():
+        load_adapter_file(loaded, adapter)
+    elif adapter is not None:
         load_adapter(loaded, adapter)
         if lora_layers(loaded.model):
             fuse(loaded)

@@ -9,10 +9,14 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.adapter_file import AdapterFile, is_finite, read_adapter_file
+from macai.coreml.manifest import Manifest
+from macai.coreml.session import States
 from macai.coreml.slot import Pair, Place, Slot
 from macai.errors import AdapterError, PackageError
 from macai.models.adapter import read_adapter, read_adapter_config, require_layers
-from macai.models.lora import add_lora, lora_layers
+from macai.models.identity import identify
+from macai.models.load import LoadedModel
+from macai.models.lora import add_lora, linear_paths, linear_shape, lora_layers
 
 RANDOM_B = 0.05
 """Of a random adapter: each layer's result changes by a few percent in a trained model."""
@@ -32,7 +36,7 @@ def open_adapter(path: Path, slot: Slot) -> AdapterFile:
     else:
         adapter = trained_adapter(path)
         adapter = replace(adapter, base=adapter.base or slot.base)
-    slot.check_base(adapter.base, str(path))
+    _check_base(slot.base, adapter, path)
     slot.check({name: (a.shape, b.shape) for name, (a, b) in adapter.layers.items()})
     if path.is_dir():
         targets = read_adapter_config(path).targets
@@ -75,12 +79,54 @@ def random_layers(slot: Slot, seed: int = 0) -> dict[str, Pair]:
 
 def put_layers(model: nn.Module, layers: Mapping[str, Pair]) -> None:
     """Put an adapter whose scale is in B into a model of MLX, in place."""
-    rank = next(a.shape[0] for a, _ in layers.values())
-    add_lora(model, list(layers), rank=rank, alpha=rank)
+    add_lora(model, list(layers), rank=1, alpha=1)
     for path, layer in lora_layers(model).items():
         a, b = layers[path]
         layer.lora_A = mx.array(a.astype(np.float32))
         layer.lora_B = mx.array(b.T.astype(np.float32))
+
+
+def chosen_adapter(manifest: Manifest, adapter: str | None) -> tuple[str | None, States]:
+    """Return whose functions run and what their states hold, for what a user calls an adapter.
+
+    Args:
+        manifest: The bundle's.
+        adapter: The name of one with functions of its own; or where an adapter for the slot is.
+
+    Raises:
+        UsageError, PackageError: the bundle has none of that name, and no slot.
+        AdapterError: it does not fit.
+    """
+    own = [a["name"] for a in manifest.adapters]
+    if adapter is None or adapter in own or not (manifest.slot or Path(adapter).exists()):
+        return adapter, {}
+    slot = slot_of(manifest.slot, manifest.name)
+    return None, slot.fill(open_adapter(Path(adapter), slot).layers)
+
+
+def load_adapter_file(loaded: LoadedModel, file: Path) -> None:
+    """Put an adapter file into the model it belongs to, in MLX, in place.
+
+    Raises:
+        AdapterError: it is broken, or belongs to another model.
+    """
+    adapter = read_adapter_file(file)
+    base = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
+    _check_base(base.to_json(), adapter, file)
+    modules = dict(loaded.model.named_modules())
+    linear = set(linear_paths(loaded.model))
+    for path, (a, b) in adapter.layers.items():
+        if path not in linear or linear_shape(modules[path]) != (b.shape[1], a.shape[1]):
+            raise AdapterError(f"{file}: the model has no layer {path} of its shape")
+    put_layers(loaded.model, adapter.layers)
+
+
+def _check_base(own: Mapping[str, str], adapter: AdapterFile, path: Path) -> None:
+    if different := [name for name, value in own.items() if adapter.base.get(name) != value]:
+        raise AdapterError(
+            f"{path}: made for another model: its {' and '.join(different)} differ",
+            hint="it belongs to the model it was trained on, and to packages of that",
+        )
 
 
 def slot_of(slot: Slot | None, name: str) -> Slot:

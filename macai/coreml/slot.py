@@ -127,15 +127,6 @@ class Slot:
                     hint="it was made for another model",
                 )
 
-    def check_base(self, base: Mapping[str, str], where: str) -> None:
-        """Raise AdapterError if an adapter of `where` belongs to another model."""
-        if different := [name for name, own in self.base.items() if base.get(name) != own]:
-            raise AdapterError(
-                f"{where}: made for another model: its {' and '.join(different)} differ from "
-                "those of the package's",
-                hint="export the package from the model that the adapter was trained on",
-            )
-
 
 def lay_out(
     groups: Sequence[Sequence[str]],

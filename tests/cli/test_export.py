@@ -151,6 +151,9 @@ def test_an_existing_output_is_refused_before_anything_is_opened(macai, tmp_path
         (("--weights", "int3"), "unknown weight compression 'int3'"),
         (("--weights", "int8", "--bits-per-weight", 4), "--bits-per-weight chooses the weights"),
         (("--bits-per-weight", 1), "1 bits per weight are fewer"),
+        (("--slot-target", "q_proj"), "--slot-target is of a slot"),
+        (("--adapter-slot", 4, "--slot-target", "x"), "no linear layer is called 'x'"),
+        (("--adapter-slot", 4, "--adapter", "a"), "a package with a slot takes adapters at run"),
         (("--calibrate", "nowhere.txt"), "nowhere.txt: cannot be read"),
     ],
 )
@@ -201,6 +204,51 @@ def test_two_adapters_of_one_name_are_refused(macai, folder, adapter, tmp_path):
     result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
     assert result.code == 1
     assert "two adapters have one name" in result.err
+
+
+def test_an_adapter_is_loaded_into_a_slot_at_run_time(macai, folder, adapter, tmp_path):
+    out, file = tmp_path / "o", tmp_path / "mine.macaiadapter"
+    result = macai("export", "llm", "--model", folder, "--adapter-slot", 4, "--out", out, *SMALL)
+    assert result.code == 0, result.err
+    assert "slot: an adapter of rank 4 at most, for 14 layers" in result.out
+    assert set(json.loads((out / "verify.json").read_text())) == {"model", "slot"}
+    write = ("export", "adapter", "--adapter", adapter, "--for", out, "--out", file)
+    result = macai(*write, "--name", "mine", "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert (facts["name"], facts["rank"], facts["layers"]) == ("mine", 4, 14)
+    assert facts["bytes"] == file.stat().st_size
+    ask = ("--prompt", "Hello", "--max-tokens", 8)
+    said = [macai("run", out, *ask, *a).out for a in ((), ("--adapter", file))]
+    said += [macai("run", out, *ask, "--adapter", adapter).out]
+    generate = ("generate", "Hello", "--model", folder, "--max-tokens", 8)
+    tuned = macai(*generate, "--adapter", adapter).out
+    assert said == [macai(*generate).out, tuned, tuned]
+    assert said[0] != said[1]
+    verify = ("verify", out, "--against", folder, "--positions", 12)
+    assert macai(*verify).code == 0
+    assert macai(*verify, "--adapter", adapter).code == 0
+    assert macai(*verify, "--adapter", file).code == 0
+    assert "name    mine\n" in macai("doctor", file).out
+    assert json.loads(macai("doctor", file, "--json").out)["rank"] == 4
+    again = macai(*write)
+    assert (again.code, again.out) == (1, "")
+    assert "exists already" in again.err
+    file.write_bytes(file.read_bytes()[:-1])
+    for command in (("doctor", file), ("run", out, *ask, "--adapter", file)):
+        broken = macai(*command)
+        assert (broken.code, broken.out) == (1, "")
+        assert "no adapter file, or a damaged one" in broken.err
+    assert macai(*write, "--force").code == 0
+    assert macai("doctor", file).code == 0
+
+
+def test_an_adapter_is_not_written_for_a_bundle_without_a_slot(macai, bundle, adapter, tmp_path):
+    file = tmp_path / "a"
+    result = macai("export", "adapter", "--adapter", adapter, "--for", bundle, "--out", file)
+    assert (result.code, result.out) == (1, "")
+    assert "hint: export it with --adapter-slot RANK" in result.err
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("weights", ["int8", "uint4-32", "palette4-32"])

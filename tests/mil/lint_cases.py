@@ -463,7 +463,16 @@ def _failed(copy):
     (copy / "verify.json").write_text(json.dumps(reports))
 
 
+def _slot(**places):
+    """A slot of two layers, 4 wide and of rank 2, in a state of 32; with other places."""
+    own = {"inputs": 4, "outputs": 4}
+    layers = {"x": own | {"a": 0, "b": 8}, "y": own | {"a": 16, "b": 24} | places}
+    slot = {"rank": 2, "state": "adapter", "shape": [4, 8], "base": {}, "layers": layers}
+    return of_json("macai.json", slot=slot)
+
+
 BUNDLES = {
+    "bundle-slot": (_slot(a=15), _slot()),
     "bundle-manifest": (of_json("macai.json", contract=2), clean),
     "bundle-systems": (of_json("macai.json", minimum_os={"iOS": "17.4", "macOS": "15.0"}), clean),
     "bundle-hash": (of_copy(_flipped), clean),

@@ -6,6 +6,7 @@ import pytest
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
 from macai.coreml.bundle import write_bundle
+from macai.coreml.slot import SlotOptions
 from macai.errors import PackageError
 from macai.mil.lint import RULES, lint
 from macai.mil.lint.operations import FIRST_VERSION
@@ -61,6 +62,36 @@ def test_a_bundle_of_macai_has_no_errors_and_no_warnings(bundle):
         "missing-metadata",
         "state-width",
     }
+
+
+def test_a_slot_that_does_not_fit_is_told_of(tmp_path, bundle):
+    def messages(folder, **slot):
+        report = lint(of_json("macai.json", slot=slot)(folder, bundle))
+        (applied,) = [a for a in report.applied if a.rule.id == "bundle-slot"]
+        return [f.message for f in applied.findings]
+
+    whole = {"rank": 2, "state": "keyCache", "shape": [2, 16], "base": {}}
+    layers = {"x": {"inputs": 8, "outputs": 8, "a": 0, "b": 20}}
+    found = messages(tmp_path / "1", **whole, layers=layers)
+    assert found[0] == "x is at 20 to 36 of 32"
+    assert "it is written to" in found[1:]
+    assert messages(tmp_path / "2", rank=2, layers={}) == [
+        "macai.json does not describe it: KeyError: 'shape'"
+    ]
+
+
+def test_a_bundle_with_a_slot_has_no_errors(tmp_path, tiny_dir):
+    folder = tmp_path / "Tiny"
+    folder.mkdir()
+    write_bundle(
+        load_model(tiny_dir, as_stored=True),
+        folder,
+        name="Tiny",
+        source={"model": "tiny"},
+        context=64,
+        slot=SlotOptions(rank=4),
+    )
+    assert "error" not in found(folder).values()
 
 
 def test_rules_about_the_neural_engine_are_warnings_where_the_bundle_runs_there(tmp_path, bundle):

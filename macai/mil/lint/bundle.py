@@ -3,13 +3,15 @@
 import json
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from macai.mil.features import Range, TensorSpec
 from macai.mil.function import Function
 from macai.mil.lint.rule import Finding, rule
-from macai.mil.lint.subject import MANIFEST, Subject
+from macai.mil.lint.subject import MANIFEST, Bundle, Subject
 
 CONTRACT = 1
 _UNITS = ("all", "cpuAndGPU", "cpuAndNeuralEngine", "cpuOnly")
@@ -168,9 +170,52 @@ def _differences(promised: Any, own: dict[str, TensorSpec]) -> Iterator[str]:
 def bundle_states(subject: Subject) -> Iterator[Finding]:
     if subject.bundle is None or "states" not in subject.bundle.manifest:
         return
+    promised = subject.bundle.part("states") | _slot_states(subject.bundle)
     for view in subject.views:
-        for message in _differences(subject.bundle.manifest["states"], view.function.states):
+        for message in _differences(promised, view.function.states):
             yield Finding(message, view.name)
+
+
+def _slot_states(bundle: Bundle) -> dict[str, Any]:
+    """Return the state of the slot, if there is one, as the others are told of."""
+    slot = bundle.part("slot")
+    return {str(slot["state"]): {"dtype": "fp16", "shape": slot.get("shape")}} if slot else {}
+
+
+@rule(
+    "bundle-slot",
+    "error",
+    f"The slot for an adapter is not as {MANIFEST} says",
+    why="The app writes an adapter's matrices where it is told to: a wrong place is another "
+    "layer's, or behind the end; and a function that writes there destroys them.",
+    fix="Export the bundle again.",
+)
+def bundle_slot(subject: Subject) -> Iterator[Finding]:
+    slot = subject.bundle.part("slot") if subject.bundle else {}
+    if not slot:
+        return
+    try:
+        size, spans = prod(slot["shape"]), sorted(_spans(slot))
+    except (AttributeError, KeyError, TypeError) as e:
+        yield Finding(f"{MANIFEST} does not describe it: {type(e).__name__}: {e}")
+        return
+    for begin, end, layer in spans:
+        if begin < 0 or end > size:
+            yield Finding(f"{layer} is at {begin} to {end} of {size}")
+    for (_, end, layer), (begin, _, other) in pairwise(spans):
+        if begin < end:
+            yield Finding(f"{layer} and {other} share places")
+    for view in subject.views:
+        for write in view.of("write_state", "coreml_update_state"):
+            if slot.get("state") in (view.argument(write, p) for p in ("input", "state")):
+                yield Finding("it is written to", view.name, write.name)
+
+
+def _spans(slot: dict[str, Any]) -> Iterator[tuple[int, int, str]]:
+    """Yield the first place of each matrix, that behind its last, and its layer."""
+    for layer, place in slot["layers"].items():
+        for start, width in (("a", "inputs"), ("b", "outputs")):
+            yield place[start], place[start] + slot["rank"] * place[width], layer
 
 
 @rule(
