@@ -2,15 +2,18 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macai.coreml.adapter_file import AdapterFile, write_adapter_file
 from macai.coreml.calls import DECODE_AT_MOST
 from macai.coreml.manifest import CONTRACT, Manifest
+from macai.coreml.slot import Place, Slot
 from macai.coreml.swift import write_swift_package
 from macai.coreml.swift.contract import contract_source, package_source
 from macai.coreml.swift.names import module_name, number, string
@@ -19,6 +22,16 @@ from macai.errors import OutputError, UsageError
 
 ON_LINUX = Path(__file__).parent / "swift_on_linux"
 STATE = [2, 1, 1, 128, 4]
+SLOT = Slot(
+    rank=2,
+    state="adapter",
+    shape=(6, 8),
+    base={"weights": "aa", "tokenizer": "bb"},
+    layers={
+        "model.layers.0.q_proj": Place(inputs=4, outputs=6, a=0, b=16),
+        "model.layers.0.o_proj": Place(inputs=6, outputs=4, a=28, b=40),
+    },
+)
 HOSTILE = 'a"b\\(fatalError())\\\n*/ // "# \u2028 \u202e\x00'
 
 
@@ -34,7 +47,7 @@ def function(tokens):
 
 
 def manifest(**changes):
-    """The values of a macai.json: two lengths of prefill, and an adapter."""
+    """The values of a macai.json: two lengths of prefill, an adapter, and a slot for others."""
     lengths = {"decode": 1, "prefill_64": 64, "prefill_16": 16}
     lengths |= {"decode_pirate": 1, "prefill_pirate": 16}
     adapter = {"prefill": "prefill_pirate", "decode": "decode_pirate"}
@@ -53,6 +66,7 @@ def manifest(**changes):
         weights="int4",
         source={"model": "someone/pirate"},
         macai="0.1.0",
+        slot=SLOT,
         adapters=[{"name": "pirate", "functions": adapter}],
     ).to_json()
     functions = {name: function(tokens) for name, tokens in lengths.items()}
@@ -132,6 +146,16 @@ def test_the_manifest_is_in_the_contract():
         assert line in text
 
 
+def test_the_slot_is_in_the_contract():
+    text = re.sub(r"\s+", " ", contract_source(manifest(), "Pirate"))
+    assert (
+        'slot: AdapterSlot? = AdapterSlot( rank: 2, state: "adapter", shape: [6, 8], '
+        'base: ["tokenizer": "bb", "weights": "aa"], layers: [ '
+        '"model.layers.0.q_proj": [4, 6, 0, 16], "model.layers.0.o_proj": [6, 4, 28, 40], ])'
+    ) in text
+    assert "slot: AdapterSlot? = nil\n" in contract_source(manifest(slot=None), "Pirate")
+
+
 def test_functions_are_sorted_into_variants():
     text = re.sub(r"\s+", " ", contract_source(manifest(), "Pirate"))
     own = (
@@ -174,6 +198,9 @@ def hostile():
             ],
             "states": {f"{name}{HOSTILE}": state for name, state in values["states"].items()},
             "source": {"model": HOSTILE},
+            "slot": values["slot"]
+            | {"state": HOSTILE, "base": {HOSTILE: HOSTILE}}
+            | {"layers": {HOSTILE: values["slot"]["layers"]["model.layers.0.q_proj"]}},
         }
         | dict.fromkeys(
             ["name", "package", "sha256", "precision", "weights", "compute_units", "macai"], HOSTILE
@@ -183,7 +210,8 @@ def hostile():
 
 def test_hostile_strings_stay_strings():
     text = contract_source(hostile(), "Pirate")
-    assert len(text.splitlines()) == len(contract_source(manifest(), "Pirate").splitlines())
+    plain = len(contract_source(manifest(), "Pirate").splitlines())
+    assert len(text.splitlines()) == plain - 1  # its slot has one layer, not two
     literals = re.findall(r'"(?:[^"\\\n]|\\.)*"', text)
     assert sum(HOSTILE in read_literal(literal) for literal in literals) >= 15
     rest = re.sub(r'"(?:[^"\\\n]|\\.)*"', "", text)
@@ -200,6 +228,9 @@ def test_hostile_strings_stay_strings():
         {"eos_token_ids": ["2"]},
         {"bytes": None},
         {"contract": True},
+        {"slot": asdict(SLOT) | {"rank": "2"}},
+        {"slot": asdict(SLOT) | {"shape": ["6; evil()", 8]}},
+        {"slot": asdict(SLOT) | {"layers": {"x": dict.fromkeys(("inputs", "outputs"), 1.5)}}},
     ],
 )
 def test_what_is_no_number_is_not_written(change):
@@ -293,7 +324,7 @@ def swift_errors(path):
 def test_all_sources_parse(tmp_path):
     files = write_swift_package(tmp_path, manifest())
     sources = [path for path in (*files, *ON_LINUX.iterdir()) if path.suffix == ".swift"]
-    assert len(sources) >= 25
+    assert len(sources) >= 29
     errors = [error for path in sources for error in swift_errors(path)]
     assert [error for error in errors if not error.endswith("interpolated_expression")] == []
 
@@ -302,6 +333,19 @@ def test_a_hostile_contract_parses_without_interpolation(tmp_path):
     path = tmp_path / "Contract.swift"
     path.write_text(contract_source(hostile(), "Pirate"), encoding="utf-8")
     assert swift_errors(path) == []
+
+
+def counting_up():
+    """An adapter of rank 2 for SLOT whose bits count up, layer by layer, A before B."""
+    layers, start = {}, 1
+    for path, place in sorted(SLOT.layers.items()):
+        pair = []
+        for width in (place.inputs, place.outputs):
+            bits = np.arange(start, start + 2 * width, dtype=np.uint16)
+            pair.append(bits.view(np.float16).reshape(2, width))
+            start += 2 * width
+        layers[path] = (pair[0], pair[1])
+    return AdapterFile(name="sample", base=SLOT.base, layers=layers)
 
 
 @pytest.mark.slow
@@ -325,6 +369,7 @@ def test_the_package_compiles_and_talks(tmp_path):
         (here / folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(ON_LINUX / name, here / folder)
     shutil.copy(made / "App/Chat/ChatSession.swift", here / "Sources/ChatApp")
+    write_adapter_file(here / f"Tests/{PLACEHOLDER}Tests/macai.macaiadapter", counting_up())
     command = ["swift", "test", "--disable-sandbox", "-Xswiftc", "-warnings-as-errors"]
     run = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]

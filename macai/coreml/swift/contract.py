@@ -50,6 +50,8 @@ public enum Contract {{
     public static let variants: [ModelVariant] = [
 {variants},
     ]
+    /// Room for an adapter at run time; `nil` if the model was exported without.
+    public static let slot: AdapterSlot? = {_slot(manifest.get("slot"))}
     public static let sourceModel = {string(str(manifest["source"].get("model", "")))}
     public static let macaiVersion = {string(manifest["macai"])}
 }}
@@ -108,6 +110,25 @@ def _variant(manifest: Manifest, adapter: str | None, functions: list[str]) -> s
         f"            prefill: {array([function(name) for name in prefill])},\n"
         f"            decode: {function(decode)})"
     )
+
+
+def _slot(slot: Mapping[str, Any] | None) -> str:
+    if not slot:
+        return "nil"
+    base = {name: string(value) for name, value in sorted(slot["base"].items())}
+    layers = ",\n".join(
+        f"            {string(path)}: "
+        + array([number(place[key]) for key in ("inputs", "outputs", "a", "b")])
+        for path, place in slot["layers"].items()
+    )
+    return f"""AdapterSlot(
+        rank: {number(slot["rank"])},
+        state: {string(slot["state"])},
+        shape: {array([number(n) for n in slot["shape"]])},
+        base: {dictionary(base)},
+        layers: [
+{layers},
+        ])"""
 
 
 def _version(text: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 _TAKEN = """
     Any Self Type Protocol Swift Foundation CoreML Dispatch Tokenizers Transformers Hub Jinja
     SwiftUI UIKit AppKit XCTest Testing Contract LanguageModel Message Token Finish Manifest Engine
-    Call Sampler ModelError ModelFunction ModelVariant GenerationOptions LoadingStage Chat
+    Call Sampler ModelError ModelFunction ModelVariant AdapterFile AdapterSlot GenerationOptions
+    LoadingStage Chat
 """
 
 

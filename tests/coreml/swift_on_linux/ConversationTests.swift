@@ -10,6 +10,7 @@ final class ConversationTests: XCTestCase, @unchecked Sendable {
 
     override func setUpWithError() throws {
         (Pretended.sharing, Pretended.isFloat32, Pretended.missing) = (.works, false, nil)
+        Pretended.spacing = (1, 0)
         Pretended.log = []
         folder = FileManager.default.temporaryDirectory.appending(path: UUID().uuidString)
         try FileManager.default.createDirectory(
@@ -37,11 +38,13 @@ final class ConversationTests: XCTestCase, @unchecked Sendable {
 
     private func text(_ ids: [Int]) -> String { ids.filter { $0 > 3 }.map { "<\($0)>" }.joined() }
 
-    private func expected(_ message: [Int], _ count: Int, pirate: Bool = false) -> [Int] {
+    private func expected(
+        _ message: [Int], _ count: Int, pirate: Bool = false, mark: Int = 0
+    ) -> [Int] {
         var all = [1] + message + [0]
         var reply: [Int] = []
         while reply.count < count && !(reply.last.map(Contract.eosTokenIDs.contains) ?? false) {
-            reply.append(Pretended.next(all, pirate: pirate))
+            reply.append(Pretended.next(all, pirate: pirate, mark: mark))
             all.append(reply[reply.count - 1])
         }
         return reply
@@ -114,6 +117,68 @@ final class ConversationTests: XCTestCase, @unchecked Sendable {
         } catch {
             XCTAssertEqual(error as? ModelError, .unknownAdapter("no", known: ["pirate"]))
         }
+    }
+
+    func testAnAdapterIsLoadedIntoTheSlotAndClearedAgain() async throws {
+        let slot = try XCTUnwrap(Contract.slot)
+        for spacing in [(1, 0), (1, 5), (3, 0)] {
+            Pretended.spacing = spacing
+            let model = try await load()
+            for seed in [3, 50, nil] as [UInt16?] {
+                var mark = 0
+                if let seed {
+                    let sample = SampleAdapter(slot, rank: 1, first: seed)
+                    let file = folder.appending(path: "\(seed).macaiadapter")
+                    try sample.contents().write(to: file)
+                    try await model.loadAdapter(from: file)
+                    mark = Pretended.mark(sample.state)
+                    XCTAssertNotEqual(mark, 0)
+                } else {
+                    await model.clearAdapter()
+                }
+                for _ in 0..<2 {
+                    let (ids, _, finish) = try await reply(model, message(20))
+                    XCTAssertEqual(ids, expected(message(20), 6, mark: mark))
+                    XCTAssertEqual(finish.reusedTokens, 0)
+                    await model.releaseMemory()  // a new state has the adapter as well
+                }
+                let name = await model.loadedAdapter
+                XCTAssertEqual(name, seed == nil ? nil : "sample")
+            }
+        }
+    }
+
+    /// Beside this file: layer by layer A and B, whose bits count up from 1.
+    func testAFileThatMacaiWroteIsTheSampleOfThisTest() async throws {
+        let file = URL(filePath: #filePath).deletingLastPathComponent()
+            .appending(path: "macai.macaiadapter")
+        let sample = try SampleAdapter(XCTUnwrap(Contract.slot), rank: 2)
+        let model = try await load()
+        try await model.loadAdapter(from: file)
+        let (ids, _, _) = try await reply(model, message(20))
+        XCTAssertEqual(ids, expected(message(20), 6, mark: Pretended.mark(sample.state)))
+    }
+
+    func testAnAdapterThatIsRefusedChangesNothing() async throws {
+        let slot = try XCTUnwrap(Contract.slot)
+        let model = try await load()
+        let good = SampleAdapter(slot, rank: 2, first: 9)
+        let file = folder.appending(path: "a.macaiadapter")
+        try good.contents().write(to: file)
+        try await model.loadAdapter(from: file)
+        _ = try await reply(model, message(20))
+        try good.contents().dropLast().write(to: file)
+        do {
+            try await model.loadAdapter(from: file)
+            XCTFail("it is cut short")
+        } catch {
+            guard case .invalidAdapter(file, _) = error as? ModelError else {
+                return XCTFail("\(error)")
+            }
+        }
+        let (ids, _, finish) = try await reply(model, message(20))
+        XCTAssertEqual(ids, expected(message(20), 6, mark: Pretended.mark(good.state)))
+        XCTAssertGreaterThan(finish.reusedTokens, 0)
     }
 
     func testAReplyEndsWithTheContext() async throws {

@@ -32,13 +32,14 @@ public class MLMultiArray {
     public var count: Int { shape.reduce(1) { $0 * $1.intValue } }
     let memory: UnsafeMutableRawBufferPointer
 
-    /// All zeros; neighbours of the last axis are `spacing` elements apart.
-    init(_ shape: [Int], _ type: MLMultiArrayDataType, spacing: Int = 1) {
+    /// All zeros; neighbours of the last axis are `spacing` elements apart, and after a row there is
+    /// room for `padding` more.
+    init(_ shape: [Int], _ type: MLMultiArrayDataType, spacing: Int = 1, padding: Int = 0) {
         var strides: [Int] = []
         var size = spacing
         for length in shape.reversed() {
             strides.insert(size, at: 0)
-            size *= length
+            size = size * length + (strides.count == 1 ? padding : 0)
         }
         self.shape = shape.map { NSNumber(value: $0) }
         self.strides = strides.map { NSNumber(value: $0) }
@@ -140,14 +141,22 @@ public enum Pretended {
     ]
     public static let state = [2, 1, 1, 128, 4]
     public static let vocabularySize = 48
+    /// The slot: its name, its shape, and how far apart Core ML puts elements and rows.
+    public static let slot = (name: "adapter", shape: [6, 8])
+    nonisolated(unsafe) public static var spacing = (element: 1, row: 0)
     nonisolated(unsafe) public static var sharing = Sharing.works
     nonisolated(unsafe) public static var isFloat32 = false
     nonisolated(unsafe) public static var missing: String?
     nonisolated(unsafe) public static var log: [String] = []
 
+    /// What an adapter does to every token: 0 for an empty slot, else each bit and place counts.
+    public static func mark(_ adapter: [UInt16]) -> Int {
+        adapter.reduce(0) { ($0 * 31 + Int($1)) % 100_003 }
+    }
+
     /// The token after `ids`.
-    public static func next(_ ids: [Int], pirate: Bool = false) -> Int {
-        let mixed = ids.enumerated().reduce(pirate ? 1000 : 0) { sum, item in
+    public static func next(_ ids: [Int], pirate: Bool = false, mark: Int = 0) -> Int {
+        let mixed = ids.enumerated().reduce((pirate ? 1000 : 0) + mark) { sum, item in
             (sum * 31 + (item.offset + 1) * (item.element + 7)) % 100_003
         }
         return mixed % vocabularySize
@@ -168,9 +177,10 @@ public class MLModel {
             modelDescription.inputDescriptionsByName[input] = description
         }
         modelDescription.outputDescriptionsByName["logits"] = MLFeatureDescription()
-        for state in ["keyCache", "valueCache"] {
+        let caches = ["keyCache", "valueCache"].map { ($0, Pretended.state) }
+        for (state, shape) in caches + [(Pretended.slot.name, Pretended.slot.shape)] {
             let description = MLFeatureDescription()
-            description.stateConstraint = MLStateConstraint(Pretended.state)
+            description.stateConstraint = MLStateConstraint(shape)
             modelDescription.stateDescriptionsByName[state] = description
         }
     }
@@ -193,8 +203,16 @@ public class MLModel {
     }
 
     public func makeState() -> MLState {
-        let names = modelDescription.stateDescriptionsByName.keys
-        let arrays = names.map { ($0, MLMultiArray(Pretended.state, .float16)) }
+        let (element, row) = Pretended.spacing
+        let arrays = modelDescription.stateDescriptionsByName.map { name, description in
+            let isSlot = name == Pretended.slot.name
+            return (
+                name,
+                MLMultiArray(
+                    description.stateConstraint!.bufferShape, .float16,
+                    spacing: isSlot ? element : 1, padding: isSlot ? row : 0)
+            )
+        }
         return MLState(owner: name, arrays: Dictionary(uniqueKeysWithValues: arrays))
     }
 
@@ -218,7 +236,9 @@ public class MLModel {
             for column in 0..<width { keys[(position + row) * width + column] = UInt16(id + 1) }
         }
         let seen = (0...(position + last)).map { Int(keys[$0 * width]) - 1 }
-        let logits = Self.logits(Pretended.next(seen, pirate: name.hasSuffix("pirate")))
+        let mark = Pretended.mark(Self.adapter(state.arrays[Pretended.slot.name]!))
+        let next = Pretended.next(seen, pirate: name.hasSuffix("pirate"), mark: mark)
+        let logits = Self.logits(next)
         return try MLDictionaryFeatureProvider(dictionary: ["logits": MLFeatureValue(logits)])
     }
 
@@ -228,6 +248,15 @@ public class MLModel {
         options: MLPredictionOptions = MLPredictionOptions()
     ) async throws -> any MLFeatureProvider {
         fatalError("not expected")
+    }
+
+    /// What is in the slot, row by row.
+    private static func adapter(_ slot: MLMultiArray) -> [UInt16] {
+        let halves = slot.memory.bindMemory(to: UInt16.self)
+        let strides = slot.strides.map(\.intValue)
+        return (0..<slot.shape[0].intValue).flatMap { row in
+            (0..<slot.shape[1].intValue).map { halves[row * strides[0] + $0 * strides[1]] }
+        }
     }
 
     private static func logits(_ best: Int) -> MLMultiArray {

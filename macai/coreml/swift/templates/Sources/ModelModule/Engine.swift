@@ -19,6 +19,8 @@ final class Engine {
     private(set) var held: [Int] = []
     /// The logits after the last of them.
     private(set) var scores = [Float](repeating: 0, count: Contract.vocabularySize)
+    /// What every new state is given, if anything.
+    private(set) var adapter: AdapterFile?
     private let models: [ModelFunction: MLModel]
     private var state: MLState?
     private(set) var isWarm = false
@@ -65,6 +67,13 @@ final class Engine {
         held = []
     }
 
+    /// Goes on with another adapter in the model's slot, or with none. Keys and values are freed, for
+    /// they are not those that it would have made.
+    func apply(_ adapter: AdapterFile?) {
+        self.adapter = adapter
+        forget()
+    }
+
     /// Runs each function once, so that the first reply does not wait for it, and finds out which
     /// prefill functions share the state with the decoding one.
     func warmUp() throws {
@@ -90,11 +99,12 @@ final class Engine {
         return model
     }
 
-    /// The state, made by the decoding function.
+    /// The state, made by the decoding function. A new one is all zeros.
     private func currentState() -> MLState {
         if let state { return state }
         // The initialiser saw to it that all functions are there.
         let made = models[variant.decode]!.makeState()
+        adapter?.write(into: made)
         state = made
         return made
     }

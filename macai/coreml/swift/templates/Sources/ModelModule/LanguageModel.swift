@@ -128,6 +128,28 @@ public actor LanguageModel {
         engine = try await Self.engine(variant, compiledModel, configuration)
     }
 
+    /// Loads an adapter into the model's slot: a file of `macai export adapter`, wherever the app got
+    /// it. It replaces the one before, and takes no time worth showing.
+    ///
+    /// The file is read and checked as a whole; one that is refused changes nothing. Keys and values
+    /// are not kept: another adapter's would be others.
+    public func loadAdapter(from file: URL) async throws {
+        await acquire()
+        defer { release() }
+        guard let slot = Contract.slot else { throw ModelError.noAdapterSlot }
+        engine.apply(try AdapterFile.read(file, for: slot))
+    }
+
+    /// Empties the slot: back to the plain model.
+    public func clearAdapter() async {
+        await acquire()
+        defer { release() }
+        if engine.adapter != nil { engine.apply(nil) }
+    }
+
+    /// The name of the adapter in the slot.
+    public var loadedAdapter: String? { engine.adapter?.name }
+
     func warmUp() throws {
         if engine.isWarm { return }
         configuration.progress(.warmingUp)

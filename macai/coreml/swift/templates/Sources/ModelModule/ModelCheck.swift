@@ -20,7 +20,9 @@ enum ModelCheck {
         if description.outputDescriptionsByName[Feature.logits] == nil {
             found.append("\(function.name) returns no \(Feature.logits)")
         }
-        for (name, shape) in Contract.states.sorted(by: { $0.key < $1.key }) {
+        var states = Contract.states
+        if let slot = Contract.slot { states[slot.state] = slot.shape }
+        for (name, shape) in states.sorted(by: { $0.key < $1.key }) {
             let own = description.stateDescriptionsByName[name]?.stateConstraint
             if own?.bufferShape != shape || own?.dataType != .float16 {
                 found.append("\(function.name) has no state \(name), float16 \(shape)")

@@ -12,6 +12,10 @@ public enum ModelError: Error, Equatable, Sendable {
     case notLoaded(name: String, reason: String)
     /// No adapter of that name.
     case unknownAdapter(String, known: [String])
+    /// The model was exported without room for an adapter at run time.
+    case noAdapterSlot
+    /// The file of an adapter is damaged, or belongs to another model, or does not fit.
+    case invalidAdapter(URL, reason: String)
     /// An option has a value that makes no sense.
     case invalidOption(String)
     /// There is nothing to answer.
@@ -38,6 +42,10 @@ extension ModelError: LocalizedError {
             "Core ML could not load \(name): \(reason)"
         case .unknownAdapter(let name, let known):
             "There is no adapter \(name), only: \(known.joined(separator: ", "))."
+        case .noAdapterSlot:
+            "The model has no room for an adapter at run time."
+        case .invalidAdapter(let url, let reason):
+            "The adapter \(url.path(percentEncoded: false)) cannot be used: \(reason)."
         case .invalidOption(let reason):
             "Invalid option: \(reason)."
         case .emptyPrompt:
@@ -63,6 +71,10 @@ extension ModelError: LocalizedError {
             "Shorten the conversation, or export with a larger context."
         case .logitsNotFinite:
             "Export with --precision fp32."
+        case .noAdapterSlot:
+            "Export the model with --adapter-slot."
+        case .invalidAdapter:
+            "Is the download complete? macai doctor tells what is in the file."
         case .unknownAdapter, .invalidOption, .emptyPrompt, .unexpectedOutput:
             nil
         }

@@ -1,7 +1,8 @@
 import Foundation
 import ModelModule
 
-/// `swift run -c release ModelModuleChat BUNDLE [ADAPTER]`: a conversation in the terminal.
+/// `swift run -c release ModelModuleChat BUNDLE [ADAPTER]`: a conversation in the terminal. The adapter
+/// is the name of one in the bundle, or a file for the model's slot.
 @main
 struct Chat {
     static func main() async {
@@ -20,9 +21,12 @@ struct Chat {
 
     private static func talk(bundle: URL, adapter: String?) async throws {
         var configuration = LanguageModel.Configuration()
-        configuration.adapter = adapter
+        let file = adapter.map { URL(filePath: $0) }
+        let isFile = adapter.map { FileManager.default.fileExists(atPath: $0) } ?? false
+        configuration.adapter = isFile ? nil : adapter
         configuration.progress = { complain("\($0) …") }
         let model = try await LanguageModel.load(bundle: bundle, configuration: configuration)
+        if let file, isFile { try await model.loadAdapter(from: file) }
         try await model.prewarm()
         let readsInChunks = await model.readsPromptsInChunks
         if !readsInChunks {
