@@ -22,7 +22,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.command(epilog=f"Example: {EXAMPLE}")(adapter)
 
 
 @app.command(
@@ -144,6 +143,9 @@ def llm(
         print(json.dumps({"out": str(out), **manifest.to_json(), "verify": reports}))
     else:
         _print(manifest, out, reports)
+
+
+app.command(epilog=f"Example: {EXAMPLE}")(adapter)
 
 
 def read_text(file: Path) -> str:

@@ -12,6 +12,7 @@ _TEXT = """# {name}
 | package | `{package}`, {megabytes:.0f} MB, weights {weights} |
 | functions | {functions} |
 | states | {states} |
+| adapter at run time | {slot} |
 | context | {context} tokens |
 | ends of a reply | token ids {eos} |
 | profile | {profile} |
@@ -45,6 +46,9 @@ def model_card(manifest: Manifest) -> str:
     functions = ", ".join(
         f"`{name}` ({_tokens(info)})" for name, info in manifest.functions.items()
     )
+    slot = "no room for one"
+    if manifest.slot:
+        slot = f"rank {manifest.slot.rank} at most, on {len(manifest.slot.layers)} layers"
     states = ", ".join(f"`{k}` fp16 {v['shape']}" for k, v in manifest.states.items())
     return _TEXT.format(
         name=manifest.name,
@@ -55,6 +59,7 @@ def model_card(manifest: Manifest) -> str:
         weights=manifest.weights,
         functions=functions,
         states=states,
+        slot=slot,
         context=manifest.context,
         eos=", ".join(map(str, manifest.eos_token_ids)),
         profile=manifest.profile,

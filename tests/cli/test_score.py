@@ -8,6 +8,7 @@ from macai.generate.batch import Reply
 from macai.generate.decode import generate
 from macai.generate.prompt import chat_prompt
 from macai.models.load import load_model
+from tests.adapters import adapt, save
 from tests.tiny import CONTEXT
 
 LIGHT = '{"intent":"light.on","room":"kitchen"}'
@@ -129,14 +130,22 @@ def test_a_question_over_the_context_is_told(macai, tiny_dir, tmp_path):
 
 def test_a_package_replies_as_the_model_it_was_made_of(macai, tiny_dir, data, tmp_path):
     bundle = tmp_path / "bundle"
+    adapter = save(adapt(load_model(tiny_dir)), tmp_path / "adapter")
     size = ("--context", 128, "--prefill", 32, "--precision", "fp32", "--positions", 8)
-    assert macai("export", "llm", "--model", tiny_dir, "--out", bundle, *size).code == 0
-    files = [tmp_path / "model.jsonl", tmp_path / "package.jsonl"]
-    for source, file in zip((("--model", tiny_dir), ("--package", bundle)), files, strict=True):
-        said = macai("score", *source, "--data", data, "--max-tokens", 9, "--replies", file)
-        assert said.code == 0
-        assert "replies: 4 of 4" in said.err
-    assert files[0].read_text() == files[1].read_text()
+    slot = ("--adapter-slot", 4)
+    assert macai("export", "llm", "--model", tiny_dir, "--out", bundle, *size, *slot).code == 0
+    said = []
+    for number, tuned in enumerate(((), ("--adapter", adapter))):
+        for name, source in (("model", tiny_dir), ("package", bundle)):
+            file = tmp_path / f"{name}{number}.jsonl"
+            options = ("--data", data, "--max-tokens", 9, "--replies", file)
+            result = macai("score", f"--{name}", source, *tuned, *options)
+            assert result.code == 0, result.err
+            assert "replies: 4 of 4" in result.err
+            said.append(file.read_text())
+    assert said[0] == said[1]
+    assert said[2] == said[3]
+    assert said[0] != said[2]
 
 
 def test_a_model_or_a_package_is_scored_and_not_both(macai, tiny_dir, data, tmp_path):

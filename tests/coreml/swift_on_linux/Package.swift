@@ -9,6 +9,8 @@ let package = Package(
         .target(name: "ModelModule", dependencies: ["CoreML", "Tokenizers"]),
         .executableTarget(name: "ModelModuleChat", dependencies: ["ModelModule"]),
         .target(name: "ChatApp", dependencies: ["ModelModule"]),
-        .testTarget(name: "ModelModuleTests", dependencies: ["ModelModule"]),
+        .testTarget(
+            name: "ModelModuleTests", dependencies: ["ModelModule"],
+            exclude: ["macai.macaiadapter"]),
     ]
 )
