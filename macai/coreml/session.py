@@ -11,7 +11,6 @@ from macai.coreml.profiles import PROFILES
 from macai.errors import PackageError
 from macai.mil import Package, open_package
 
-
 States = Mapping[str, np.ndarray]
 """What states hold at the beginning, where that is not zeros: an adapter in the slot, float16."""
 

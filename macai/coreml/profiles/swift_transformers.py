@@ -20,7 +20,7 @@ import mlx.nn as nn
 from macai.coreml.api import ExportFunction
 from macai.coreml.calls import MaskCalls
 from macai.coreml.flexible import Size
-from macai.coreml.llm import KEYS, VALUES, LayerCache, Store, cache_shape, check_lengths
+from macai.coreml.llm import LayerCache, Store, cache_shape, check_lengths
 from macai.coreml.lower import Compress, Settings
 from macai.coreml.profiles.profile import Profile
 
@@ -102,7 +102,7 @@ def swift_transformers_functions(
         },
         outputs=("logits",),
         flexible={"inputIds": {1: tokens}, "causalMask": {2: rows, 3: width}},
-        states={name: shape.zeros(context, dtype) for name in (KEYS, VALUES)},
+        states=shape.zeros(context, dtype),
         weights=model,
         settings=Settings(precision=precision, positions=context, compress=compress),
     )
