@@ -81,7 +81,7 @@ def agreement(model: nn.Module, path: Path) -> Agreement:
     functions = llm_functions(model, context=CONTEXT, prefill=(ROWS,), precision="fp32")
     export_functions(functions, path, force=True)
     package = open_package(path)
-    state, cache = package.make_state("prefill"), _rounded_cache(model)
+    state, cache = package.make_state("prefill"), rounded_cache(model)
     tokens = tokens_of()
     steps = [("prefill", 0, tokens[:ROWS])]
     steps += [("decode", place, tokens[place : place + 1]) for place in range(ROWS, len(tokens))]
@@ -108,7 +108,7 @@ def compared(got: list[np.ndarray], wanted: list[np.ndarray]) -> Agreement:
     return Agreement(float(np.min(cosines)), float(np.max(errors)))  # NaN is kept
 
 
-def _rounded_cache(model: nn.Module) -> list[Any]:
+def rounded_cache(model: nn.Module) -> list[Any]:
     """Return mlx-lm's own cache, that keeps and attends to float16, as a state of Core ML does."""
     from mlx_lm.models.cache import make_prompt_cache
 

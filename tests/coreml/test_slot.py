@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlx_lm.models import qwen2
 
+from macai.bench.architectures import config_of
 from macai.coreml import export_functions
 from macai.coreml.adapter_file import write_adapter_file
 from macai.coreml.bundle import write_bundle
@@ -30,7 +31,6 @@ from macai.errors import AdapterError, PackageError, UsageError
 from macai.mil import open_package
 from macai.models.load import load_model
 from tests.adapters import adapt, save
-from tests.coreml.test_architectures import SIZES
 from tests.tiny import tiny_model_dir
 
 OPTIONS = {"name": "Tiny", "source": {"model": "tiny"}, "context": 64, "prefill": [8]}
@@ -132,7 +132,7 @@ def test_a_float32_package_takes_an_adapter(tiny_dir, tmp_path, trained):
 
 
 def with_biases(*, quantised):
-    config = qwen2.ModelArgs.from_dict(SIZES | {"model_type": "qwen2"})
+    config = qwen2.ModelArgs.from_dict(config_of("qwen2", {}))
     model = qwen2.Model(config)
     for layer in model.layers:
         for name in ("q_proj", "k_proj", "v_proj"):

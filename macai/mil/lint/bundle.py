@@ -179,7 +179,7 @@ def bundle_states(subject: Subject) -> Iterator[Finding]:
 def _slot_states(bundle: Bundle) -> dict[str, Any]:
     """Return the state of the slot, if there is one, as the others are told of."""
     slot = bundle.part("slot")
-    return {str(slot["state"]): {"dtype": "fp16", "shape": slot.get("shape")}} if slot else {}
+    return {str(slot.get("state")): {"dtype": "fp16", "shape": slot.get("shape")}} if slot else {}
 
 
 @rule(

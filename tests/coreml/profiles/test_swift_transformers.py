@@ -14,6 +14,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.converters.mil.mil import get_new_symbol, types
 
+from macai.bench.architectures import build, config_of, rounded_cache
 from macai.coreml import export_functions
 from macai.coreml.bundle import write_bundle
 from macai.coreml.device import CoreMLRunner
@@ -26,7 +27,7 @@ from macai.errors import PackageError, UsageError
 from macai.mil import open_package
 from macai.mil.lint import lint
 from macai.models.load import load_model
-from tests.coreml.test_architectures import FAST, MORE, built, rounded_cache
+from tests.coreml.test_architectures import FAST, MORE
 from tests.mil.packages import save_model
 
 PROFILE = PROFILES["swift-transformers"]
@@ -83,20 +84,20 @@ def assert_right_at_all_lengths(model, path):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_each_logit_is_mlxs_at_any_length_for_either_caller(name, tmp_path):
-    assert_right_at_all_lengths(built(*FAST[name]), tmp_path / "p.mlpackage")
+    assert_right_at_all_lengths(build(config_of(*FAST[name])), tmp_path / "p.mlpackage")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_so_it_is_for_other_models(name, tmp_path):
     assert_right_at_all_lengths(
-        built(*FAST.get(name, (name, MORE.get(name)))), tmp_path / "p.mlpackage"
+        build(config_of(*FAST.get(name, (name, MORE.get(name))))), tmp_path / "p.mlpackage"
     )
 
 
 @pytest.fixture(scope="module")
 def model():
-    return built(*FAST["llama"])
+    return build(config_of(*FAST["llama"]))
 
 
 @pytest.fixture(scope="module")
