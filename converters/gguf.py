@@ -11,7 +11,8 @@ from macai.models.converter import Converter, Dtype, Progress
 from macai.models.gguf.architecture import Architecture, Slot, choose, config_of, slots_of
 from macai.models.gguf.reader import MAGIC, read_gguf
 from macai.models.gguf.shards import Output, write_shards
-from macai.models.gguf.tokenizer import SpecialIds, read_vocabulary, write_tokenizer
+from macai.models.gguf.tokenizer import write_tokenizer
+from macai.models.gguf.vocabulary import SpecialIds, read_vocabulary
 from macai.models.gguf.weights import computing_dtype, plan, quantization
 
 OUTER = {

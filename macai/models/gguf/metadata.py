@@ -78,6 +78,15 @@ class Metadata:
             raise self.wrong(key, f"a list of {length} numbers")
         return numbers
 
+    def octets(self, key: str) -> bytes:
+        """Return an array of numbers of one byte; empty where the file has none."""
+        if not self.has(key):
+            return b""
+        value = self._values[self._prefix + key]
+        if not isinstance(value, np.ndarray) or value.dtype.itemsize != 1:
+            raise self.wrong(key, "an array of bytes")
+        return value.tobytes()
+
     def wrong(self, key: str, wanted: str) -> FormatError:
         """Return the error that says what `key` holds and what is wanted."""
         value = repr(self._values.get(self._prefix + key))

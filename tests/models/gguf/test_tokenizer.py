@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from macai.errors import FormatError, ModelError
 from macai.models.gguf.pretokenizers import PRE_TOKENIZERS
 from macai.models.gguf.reader import GGUFFile
-from macai.models.gguf.tokenizer import read_vocabulary, write_tokenizer
+from macai.models.gguf.tokenizer import write_tokenizer
+from macai.models.gguf.vocabulary import read_vocabulary
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 
