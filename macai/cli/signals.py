@@ -9,11 +9,11 @@ SHOW_CURSOR = b"\x1b[?25h"  # which a live bar hides
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], int | None]]:
+def stop_on_signal(at_once: Callable[[], None]) -> Iterator[Callable[[], int | None]]:
     """Turn the first Ctrl-C or SIGTERM into a request, which the function yielded returns.
 
-    A second one ends the process at once, where an exception would wait for what is being
-    computed: what is on disk is whole all the same.
+    A second one calls `at_once` and ends the process, where an exception would wait for what is
+    being computed: what is on disk is whole all the same.
     """
     received: list[int] = []
 
@@ -21,6 +21,7 @@ def stop_on_signal() -> Iterator[Callable[[], int | None]]:
         # Not print: the signal may have come in the middle of one, which Python refuses.
         if received:
             os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
+            at_once()
             os._exit(128 + number)
         received.append(number)
         os.write(2, b"stopping after this step; once more to stop at once\n")

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,16 +74,22 @@ def run_recipe(
     from macai.finetune import finetune
     from macai.models.load import load_model
     from macai.train.events import Stopped, Summary
+    from macai.train.unsaved import remove_unsaved, removing_unsaved
 
     data = data or recipe.data.path
     if data is None:
         raise UsageError("no data to learn from", hint="give --data examples.jsonl, or a folder")
     if not resume:  # before minutes go into fetching a model
+        remove_unsaved(out)
         refuse_existing(out, force=force)
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
     loaded = load_model(folder)
-    with stop_on_signal() as stop_requested, TrainingView() as view:
+    with (
+        stop_on_signal(partial(remove_unsaved, out)) as stop_requested,
+        removing_unsaved(out),
+        TrainingView() as view,
+    ):
         events = finetune(
             recipe,
             loaded,

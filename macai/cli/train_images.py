@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,14 +29,20 @@ def run_image_recipe(
     from macai.finetune_diffusion import finetune_diffusion
     from macai.finetune_diffusion.events import Summary
     from macai.train.events import Stopped
+    from macai.train.unsaved import remove_unsaved, removing_unsaved
 
     data = data or recipe.data.path
     if data is None:
         raise UsageError("no pictures to learn from", hint="give --data and a folder of them")
     if not resume:  # before minutes go into fetching a model
+        remove_unsaved(out)
         refuse_existing(out, force=force)
     model = locate_pipeline(recipe.model)
-    with stop_on_signal() as stop_requested, ImageTrainingView() as view:
+    with (
+        stop_on_signal(partial(remove_unsaved, out)) as stop_requested,
+        removing_unsaved(out),
+        ImageTrainingView() as view,
+    ):
         for event in finetune_diffusion(
             recipe,
             model,

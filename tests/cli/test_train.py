@@ -351,23 +351,58 @@ def test_another_run_is_not_resumed(macai, folder, whole_run, tmp_path, change, 
     assert logged(out) == logged(whole)
 
 
-def test_a_second_interrupt_stops_at_once_and_leaves_nothing_half_written(folder, data, tmp_path):
-    out = tmp_path / "run"
-    write(data, *(row("word " * 200, f"on {n}") for n in range(200)))  # one step of seconds
+def start_with_a_step_of_seconds(folder, data, out):
+    """Start a run and return once its only step is being computed."""
+    write(data, *(row("word " * 200, f"on {n}") for n in range(200)))
     process = start(
         "--model", folder, "--data", data, "--out", out, "--set", "batch.tokens=1000000",
         "--set", "train.workers=2",
     )  # fmt: skip
     assert "rows to learn from" in process.stderr.readline()
     wait_for_steps(process, out, 0)
+    return process
+
+
+def test_a_second_interrupt_stops_at_once_and_leaves_nothing(folder, data, tmp_path):
+    out = tmp_path / "run"
+    process = start_with_a_step_of_seconds(folder, data, out)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the second worker gets it too
     assert "once more to stop at once" in process.stderr.readline()
+    assert logged(out) == []
     os.killpg(process.pid, signal.SIGINT)
     printed, err = process.communicate(timeout=60)
     assert (process.returncode, printed, err) == (130, "", "")
-    assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml"]
-    assert logged(out) == []  # not even the step at hand was waited for
+    assert not out.exists()  # not even the step at hand was waited for
     wait_for_its_group_to_be_gone(process)
+
+
+def test_a_second_interrupt_leaves_what_was_saved(folder, data, tmp_path):
+    out = tmp_path / "run"
+    process = start("--model", folder, "--data", data, "--out", out, *LONG)
+    wait_for_steps(process, out, 1)
+    deadline = time.monotonic() + 300
+    while not (out / FILE).is_file():  # after the first epoch
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert {"adapter_config.json", "recipe.toml", "metrics.jsonl", FILE} <= set(names(out))
+
+
+def test_a_run_killed_before_it_saved_anything_needs_no_force_to_be_replaced(
+    macai, folder, data, tmp_path
+):
+    out = tmp_path / "run"
+    process = start_with_a_step_of_seconds(folder, data, out)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml"]
+    write(data, *(row(f"Light {n}", "on") for n in range(8)))
+    result = macai("train", "--model", folder, "--data", data, "--out", out, *SMALL)
+    assert result.code == 0, result.err
+    assert FILE in names(out)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
