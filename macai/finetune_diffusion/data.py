@@ -40,7 +40,7 @@ class Pictures:
         for group in (self.learnt, self.held, self.of_class):
             for e in group:
                 picture, size = e.picture, e.size
-                line = (picture.digest, picture.caption, size.width, size.height)
+                line = (picture.digest, *picture.captions, size.width, size.height)
                 digest.update(f"{line}\n".encode())
             digest.update(b"/")
         return digest.hexdigest()

@@ -159,19 +159,20 @@ def _denoiser(
         finish = _nothing
     else:
         save, finish = partial(save_best, out, model), partial(_finish, out, model, base, names)
-    texts_of = [e.picture.caption for e in pictures.all]
+    shown = [e.picture.caption for e in pictures.all]
+    texts_of = {caption for e in pictures.all for caption in e.picture.captions}
     return Task(
         model=model,
         loss=denoising_loss,
         part=lambda step, slots: batches.training(step, slots, pictures.learnt, pictures.of_class),
         validation=list(batches.validation(pictures.held, recipe.data.valid_draws, images)),
         prepare=[partial(moments, e, flipped=f) for e in pictures.all for f in flips],
-        sample=sampler(base, modules, recipe.sample, texts_of, side),
+        sample=sampler(base, modules, recipe.sample, shown, side),
         save=save,
         finish=finish,
         files=(DIFFUSERS, kohya_file(out)) if options.train == "lora" else (BEST,),
         random=tuple(name for name in trained if name not in base.weights),
-        cut_captions=sum(map(captions.is_cut, dict.fromkeys(texts_of))),
+        cut_captions=sum(map(captions.is_cut, texts_of)),
         name=base.name("unet", "vae", *base.text_encoders),
     )
 

@@ -128,8 +128,9 @@ class Data:
 
     Attributes:
         path: A folder of PNG, JPEG or WebP pictures. Captions are the rows {"file_name", "text"} of
-            its metadata.jsonl, or files of the pictures' names that end in .txt. Relative to the
-            recipe's file when written in one; None: it must come from --data.
+            its metadata.jsonl, or files of the pictures' names that end in .txt. Of a picture's
+            several rows one is drawn each time. Relative to the recipe's file when written in one;
+            None: it must come from --data.
         prompt: The caption of pictures that have none: DreamBooth's instance prompt.
         valid_path: A folder of pictures to validate on.
         valid_share: Else the share of the pictures that is held back for that: 0 for none.

@@ -193,8 +193,11 @@ class Batches:
         if random.noise_offset and training:
             channel = normals.standard_normal((1, 1, 1, shape[-1]), np.float32)
             noise = noise + np.float32(random.noise_offset) * channel
-        left_out = training and dropped < random.caption_dropout
-        return _Row(example, latents, noise, timestep, "" if left_out else example.picture.caption)
+        caption = example.picture.caption
+        if training:
+            caption = example.picture.captions[int(chance.integers(len(example.picture.captions)))]
+            caption = "" if dropped < random.caption_dropout else caption
+        return _Row(example, latents, noise, timestep, caption)
 
     def _batch(self, rows: "Sequence[_Row]", weights: Floats, images: int) -> DenoisingBatch:
         latents = self._latents.normalise(mx.array(np.concatenate([r.latents for r in rows])))

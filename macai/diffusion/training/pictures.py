@@ -25,17 +25,22 @@ class Picture:
 
     Attributes:
         file: A readable picture.
-        caption: Not empty; "" where captions were not asked for.
+        captions: At least one, none empty; a lone "" where captions were not asked for.
         width: In pixels, as it is meant to be seen.
         height: As well.
         digest: SHA-256 of the file, 64 hex digits.
     """
 
     file: Path
-    caption: str
+    captions: tuple[str, ...]
     width: int
     height: int
     digest: str
+
+    @property
+    def caption(self) -> str:
+        """The first of them, its own name so to say."""
+        return self.captions[0]
 
 
 def read_pictures(
@@ -44,7 +49,8 @@ def read_pictures(
     """Read all pictures in a folder and below, in the order of their names.
 
     Args:
-        folder: With metadata.jsonl (its rows say which pictures count), or .txt files, or neither.
+        folder: With metadata.jsonl (its rows say which pictures count, several of one picture are
+            captions of it), or .txt files, or neither.
         prompt: The caption of pictures without one.
         captions: Whether captions are read at all.
 
@@ -62,9 +68,7 @@ def read_pictures(
     found = []
     for file in files:
         try:
-            caption = ""
-            if captions:
-                caption = _caption(file, texts, prompt)
+            found_captions = _captions(file, texts, prompt) if captions else ("",)
             width, height = upright_size(file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
         except (FormatError, UsageError) as e:
@@ -75,7 +79,9 @@ def read_pictures(
             problems.append(f"{file}: {e.strerror}")
         else:
             found.append(
-                Picture(file=file, caption=caption, width=width, height=height, digest=digest)
+                Picture(
+                    file=file, captions=found_captions, width=width, height=height, digest=digest
+                )
             )
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -117,23 +123,25 @@ def _files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _caption(file: Path, texts: dict[Path, str] | None, prompt: str | None) -> str:
-    text = texts[file] if texts is not None else None
+def _captions(
+    file: Path, texts: dict[Path, list[str]] | None, prompt: str | None
+) -> tuple[str, ...]:
+    found = texts[file] if texts is not None else []
     beside = file.with_suffix(".txt")
-    if text is None and beside.is_file():
+    if texts is None and beside.is_file():
         try:
-            text = beside.read_text(encoding="utf-8-sig")
+            found = [beside.read_text(encoding="utf-8-sig")]
         except UnicodeDecodeError as e:
             raise ValueError(f"{beside.name} is not UTF-8 text") from e
-    text = prompt if text is None else " ".join(text.split())
-    if text is None:
+    if not found and prompt is None:
         raise ValueError("no caption")
-    if not text:
+    captions = tuple(" ".join(text.split()) for text in found) or (prompt or "",)
+    if not all(captions):
         raise ValueError("its caption is empty")
-    return text
+    return captions
 
 
-def _metadata(folder: Path, problems: list[str]) -> dict[Path, str] | None:
+def _metadata(folder: Path, problems: list[str]) -> dict[Path, list[str]] | None:
     """Return the captions of metadata.jsonl by file, in its order; None if there is none."""
     path = folder / METADATA
     if not path.is_file():
@@ -143,15 +151,15 @@ def _metadata(folder: Path, problems: list[str]) -> dict[Path, str] | None:
     except (OSError, UnicodeDecodeError) as e:
         problems.append(f"{path}: cannot be read: {e}")
         return {}
-    texts: dict[Path, str] = {}
+    texts: dict[Path, list[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             file, text = _row(folder, line)
-            if file in texts:
-                raise ValueError(f"{file.name} is in an earlier row")
-            texts[file] = text
+            if text in texts.setdefault(file, []):
+                raise ValueError(f"{file.name} has this caption in an earlier row")
+            texts[file].append(text)
         except (ValueError, RecursionError) as e:
             problems.append(f"{path}:{number}: {e}")
     return texts

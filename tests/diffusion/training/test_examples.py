@@ -136,6 +136,19 @@ def test_so_many_captions_are_left_out(batches, learnt):
     )
 
 
+def test_of_several_captions_each_is_drawn_about_equally_often(batches, learnt):
+    several = replace(learnt[0], picture=replace(learnt[0].picture, captions=("a", "b", "cc")))
+    places, own = slots(*[0] * 300), batches(trained=True)
+    rows = own.training(0, places, [several]).ids[0].tolist()
+    seen = Counter(map(tuple, rows))
+    assert set(seen) == {tuple(tokenizer().ids([c])[0].tolist()) for c in ("a", "b", "cc")}
+    assert min(seen.values()) > 60
+    for validated in own.validation([several], 4, 4):
+        assert set(map(tuple, validated().ids[0].tolist())) == {
+            tuple(tokenizer().ids(["a"])[0].tolist())
+        }
+
+
 def test_half_of_the_pictures_are_mirrored_when_asked_for(made, tmp_path):
     image = np.array(picture((255, 0, 0)))
     image[:, :8] = 0
@@ -219,4 +232,4 @@ def test_another_file_of_the_same_name_has_other_latents(batches, learnt, tmp_pa
     (changed,) = [p for p in read_pictures(folder) if p.caption == "blue"]
     after = own.training(0, slots(0), examples([changed], [Size(16, 16)]))
     assert not mx.array_equal(before.noisy, after.noisy)
-    assert replace(changed, caption="x").digest == changed.digest
+    assert replace(changed, captions=("x",)).digest == changed.digest

@@ -17,6 +17,14 @@ def test_captions_come_from_files_of_the_same_name_or_from_metadata(tmp_path, ca
     assert all((p.width, p.height) == (16, 16) for p in found)
 
 
+def test_several_rows_of_a_picture_are_captions_of_it(tmp_path):
+    folder = picture_dir(tmp_path / "p", captions="jsonl")
+    with (folder / "metadata.jsonl").open("a", encoding="utf-8") as rows:
+        rows.write('\n{"file_name": "red.png", "text": " a red  square"}')
+    found = {p.file.stem: p.captions for p in read_pictures(folder)}
+    assert found == {name: (name,) for name in COLOURS} | {"red": ("red", "a red square")}
+
+
 def test_pictures_without_caption_get_the_prompt(tmp_path):
     folder = picture_dir(tmp_path / "p", captions="none")
     (folder / "red.txt").write_text("a  red\nsquare\n", encoding="utf-8")
