@@ -56,7 +56,7 @@ def copy(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
 ) -> None:
-    """Copy a recipe to change it, with the data that it names beside it."""
+    """Copy a recipe to change it, with the data and the model that it names beside it."""
     from macai.catalog import find_recipe
     from macai.errors import OutputError
     from macai.files import atomic_directory, atomic_file
@@ -69,12 +69,14 @@ def copy(
         raise OutputError(
             f"{target} exists already", hint="name another file, or replace it with --force"
         )
-    data = load_any_recipe(source).data.path
-    if data is not None and data.is_dir() and data.is_relative_to(source.parent.resolve()):
-        beside = target.parent / data.relative_to(source.parent.resolve())
-        if not beside.exists():  # rows that are there already may be the user's own work
+    recipe, shipped = load_any_recipe(source), source.parent.resolve()
+    for named in (recipe.data.path, Path(recipe.model)):
+        if named is None or not named.is_dir() or not named.is_relative_to(shipped):
+            continue
+        beside = target.parent / named.relative_to(shipped)
+        if not beside.exists():  # what is there already may be the user's own work
             with atomic_directory(beside) as folder:
-                shutil.copytree(data, folder, dirs_exist_ok=True)
+                shutil.copytree(named, folder, dirs_exist_ok=True)
     with atomic_file(target) as temporary:
         shutil.copyfile(source, temporary)
     print(target)

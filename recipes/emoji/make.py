@@ -23,12 +23,12 @@ from macai.diffusion.tokenizer.vocabulary import (
 )
 
 WIDTH = 128
-LATENTS = 4
+LATENTS = 8
 NORM_GROUPS = 8
 
 UNET = {
     "_class_name": "UNet2DConditionModel",
-    "sample_size": 16,
+    "sample_size": 8,
     "in_channels": LATENTS,
     "out_channels": LATENTS,
     "block_out_channels": [64, 128],
@@ -43,10 +43,10 @@ UNET = {
 VAE = {
     "_class_name": "AutoencoderKL",
     "sample_size": 64,
-    "block_out_channels": [24, 48, 64],
+    "block_out_channels": [16, 32, 64, 64],
     "layers_per_block": 1,
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
     "latent_channels": LATENTS,
     "norm_num_groups": NORM_GROUPS,
     "mid_block_add_attention": False,

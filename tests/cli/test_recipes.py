@@ -1,4 +1,5 @@
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def test_the_list_has_every_recipe_and_what_it_does(macai):
     result = macai("recipes", "list")
     assert (result.code, result.err) == (0, "")
     assert [line.split()[0] for line in result.out.splitlines()] == recipe_names()
-    assert "lora     Tune a small model on your own rows\n" in result.out
+    assert re.search(r"^lora +Tune a small model on your own rows$", result.out, re.M)
 
 
 def test_the_list_as_json_is_one_line(macai):
@@ -90,3 +91,12 @@ def test_a_recipe_for_pictures_is_shown_and_copied(macai, tmp_path):
     assert (shown["kind"], shown["lora"]["rank"]) == ("diffusion", 3)
     assert macai("recipes", "copy", "sd-lora", tmp_path / "mine.toml").code == 0
     assert (tmp_path / "mine.toml").read_bytes() == find_recipe("sd-lora").read_bytes()
+
+
+def test_a_copied_recipe_has_the_model_that_it_names_beside_it(macai, tmp_path):
+    assert macai("recipes", "copy", "emoji-vae", tmp_path / "mine.toml").code == 0
+    shipped = find_recipe("emoji-vae").parent / "emoji"
+    copied = {p.relative_to(tmp_path / "emoji") for p in (tmp_path / "emoji").rglob("*")}
+    assert copied == {p.relative_to(shipped) for p in shipped.rglob("*")}
+    shown = tomllib.loads(macai("recipes", "show", tmp_path / "mine.toml").out)
+    assert shown["model"] == str(tmp_path / "emoji")
