@@ -1,6 +1,7 @@
-"""Let a trained model draw emoji by their captions, for score.py and for looking at.
+r"""Let a trained model draw emoji by their captions, for score.py and for looking at.
 
-python recipes/data/emoji/draw.py --model runs/emoji-unet/model --captions emoji/noto/train --out generated
+python recipes/data/emoji/draw.py --model runs/emoji-unet/model --captions emoji/noto/train \
+    --out drawn
 
 Writes a PNG for each caption and metadata.jsonl: what `macai image CAPTION --plain-prompt` makes
 with the same seed. With --sheet also one picture of all, each below the emoji that its caption is
@@ -13,13 +14,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import macai.models  # noqa: F401  # the fast BLAS, before MLX
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from macai.diffusion.images import to_bytes, write_picture
 from macai.diffusion.loading import open_checkpoint
 from macai.diffusion.lora.apply import fuse
@@ -66,7 +67,7 @@ def open_pipeline(model: Path, lora: Path | None) -> Pipeline:
     lazy = {name: from_config(configs[name]) for name in ("unet", *TEXT) if name in configs}
     found = read_lora(lora, layers_of(lazy))
 
-    def prepare(name: str, module: nn.Module) -> None:
+    def prepare(name: str, module: Any) -> None:
         if name != "vae":
             fuse({name: module}, [(found, 1.0)])
 
