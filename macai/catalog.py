@@ -176,11 +176,17 @@ def locate_model(name: str, *, progress: Progress, dtype: Dtype = "keep") -> Pat
     )
 
 
+def pipeline_names() -> list[str]:
+    """Return the names of the image models that come with macai, sorted."""
+    return sorted(_pipelines())
+
+
 def locate_pipeline(name: str, *, variant: str | None = None) -> Path:
     """Return the folder or the file of an image model.
 
     Args:
-        name: A folder in diffusers' layout or a checkpoint file on this disk, or a hub id.
+        name: A folder in diffusers' layout or a checkpoint file on this disk, the name of a model
+            that comes with macai, or a hub id.
         variant: Of the weights to download: "fp16" fetches half the bytes, where a model has it.
 
     Raises:
@@ -195,10 +201,13 @@ def locate_pipeline(name: str, *, variant: str | None = None) -> Path:
                 hint=f"known endings: {', '.join(_DIFFUSION_SUFFIXES)}",
             )
         return path
+    if shipped := _pipelines().get(name):
+        return shipped
     if not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"'{name}' is not a path on this disk",
-            hint="give a folder with model_index.json, a .safetensors or .ckpt file, or a hub id "
+            hint=_did_you_mean(name, pipeline_names())
+            or "give a folder with model_index.json, a .safetensors or .ckpt file, or a hub id "
             "(owner/name)",
         )
     if variant:
@@ -220,6 +229,12 @@ def _catalogued(kind: str, pattern: str) -> Iterable[Path]:
     if (package.parent / "pyproject.toml").is_file():
         folders.append(package.parent / kind)
     return (path for folder in folders for path in folder.glob(pattern))
+
+
+def _pipelines() -> dict[str, Path]:
+    """Return the folders in diffusers' layout that have weights; others are to be trained."""
+    weights = _catalogued("recipes", "*/unet/*.safetensors")
+    return {path.parents[1].name: path.parents[1] for path in weights}
 
 
 def _converter_files() -> dict[str, Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from macai import catalog
 from macai.catalog import locate_pipeline
 from macai.errors import ModelError
 
@@ -72,6 +73,29 @@ def test_a_path_goes_before_a_hub_id(tmp_path, monkeypatch, fetched):
     Path("someone/pictures").mkdir(parents=True)
     assert locate_pipeline("someone/pictures") == Path("someone/pictures")
     assert not fetched
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path) -> Path:
+    """Has macai come with one model of weights and one that is laid out only."""
+    folder = tmp_path / "recipes"
+    for name in ("tiny-things/unet/model.safetensors", "laid-out/unet/config.json"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"")
+    monkeypatch.setattr(catalog, "_catalogued", lambda kind, pattern: folder.glob(pattern))
+    return folder
+
+
+def test_a_model_that_comes_with_macai_is_found_by_its_name(shipped, fetched):
+    assert locate_pipeline("tiny-things") == shipped / "tiny-things"
+    assert catalog.pipeline_names() == ["tiny-things"]
+    assert not fetched
+
+
+def test_a_misspelt_name_is_put_right(shipped):
+    with pytest.raises(ModelError) as caught:
+        locate_pipeline("tiny-thing")
+    assert caught.value.hint == "did you mean 'tiny-things'?"
 
 
 @pytest.mark.parametrize("name", ["", "no-such", "a/b/c", "missing.safetensors"])

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macai.catalog import locate_pipeline
+from macai.catalog import locate_pipeline, pipeline_names
 from macai.cli.image_wanted import OWN_SCHEDULER, Wanted, made_again, parse_numbers, parse_size
 from macai.cli.progress import reporting
 from macai.diffusion.fingerprint import fingerprint
@@ -39,6 +39,7 @@ from macai.diffusion.predict import Control
 from macai.diffusion.preview import Preview, inline_image, linear_preview, tiny_preview
 from macai.errors import OutputError, UsageError
 
+OWN_MODEL = "emoji-diffusion"  # what comes with macai: it draws emoji, of 64 pixels a side
 PREVIEW_SECONDS = 2.0  # between two previews
 
 
@@ -89,9 +90,8 @@ def run(
 
 
 def _open(wanted: Wanted) -> _Opened:
-    if wanted.model is None:
-        raise UsageError("no model", hint="give one: --model FOLDER, FILE or hub id")
-    checkpoint = _checkpoint(wanted.model, wanted)
+    model = _model(wanted)
+    checkpoint = _checkpoint(model, wanted)
     loras, used = _read_loras(wanted.loras, checkpoint)
     vae = None
     if wanted.vae is not None:
@@ -105,7 +105,16 @@ def _open(wanted: Wanted) -> _Opened:
         checkpoint, vae=vae, prepare=prepare, short_memory=wanted.low_memory, tile=wanted.tile
     )
     pipeline = Pipeline(parts, serial=wanted.serial)
-    return _Opened(Path(wanted.model).name, checkpoint, pipeline, loras, used)
+    return _Opened(Path(model).name, checkpoint, pipeline, loras, used)
+
+
+def _model(wanted: Wanted) -> str:
+    if wanted.model is not None:
+        return wanted.model
+    if OWN_MODEL not in pipeline_names():
+        raise UsageError("no model", hint="give one: --model FOLDER, FILE or hub id")
+    print(f"no --model: {OWN_MODEL} draws it, an emoji of 64 pixels a side", file=sys.stderr)
+    return OWN_MODEL
 
 
 def _checkpoint(name: str, wanted: Wanted) -> Checkpoint:

@@ -213,11 +213,24 @@ def test_what_cannot_be_is_one_clear_error(make, photo, mask, options, says, tmp
     assert not out.exists()
 
 
-def test_no_prompt_and_no_model_are_told(macai, model, tmp_path):
+def test_no_prompt_and_no_model_are_told(macai, model, tmp_path, monkeypatch):
     result = macai("image", "--model", model)
     assert (result.code, "no prompt" in result.err) == (1, True)
+    monkeypatch.setattr("macai.cli.image_run.pipeline_names", list)
     result = macai("image", "apple", "--out", tmp_path / "x.png")
     assert (result.code, "no model" in result.err) == (1, True)
+
+
+def test_without_a_model_the_one_that_comes_with_macai_draws(macai, model, tmp_path, monkeypatch):
+    out, named = tmp_path / "x.png", "emoji-diffusion"
+    monkeypatch.setattr("macai.cli.image_run.pipeline_names", lambda: [named])
+    monkeypatch.setattr(
+        "macai.cli.image_run.locate_pipeline", lambda name, variant: {named: model}[name]
+    )
+    result = macai("image", "a red apple", "--steps", 3, "--seed", 0, "--out", out)
+    assert (result.code, "no --model: emoji-diffusion draws it" in result.err) == (0, True)
+    assert np.array_equal(pixels(out), expected(model))
+    assert read_settings(out).model == named
 
 
 def test_an_existing_picture_is_replaced_only_by_force(make):
