@@ -116,16 +116,22 @@ class Lowering:
             raise KeyError(value.name)
         name = self.graph.weights.get(value.name, "")
         return self.once(
-            ("const", value.name, mil_type), lambda: self._stored(value, array, mil_type, name)
+            ("const", value.name, mil_type), lambda: self._written(value, array, mil_type, name)
         )
 
-    def _stored(self, value: Value, array: np.ndarray, mil_type: str, name: str) -> Var:
+    def stored(self, value: Value) -> Stored | None:
+        """Return how the settings ask to store a matrix; None as it is."""
+        ask, array = self.settings.compress, self.array(value)
+        name = self.graph.weights.get(value.name, "")
+        if ask is None or array is None or not name or value.name not in self._matrices:
+            return None
+        return ask(name, array)
+
+    def _written(self, value: Value, array: np.ndarray, mil_type: str, name: str) -> Var:
         """Return a constant as a new MIL value, compressed if the settings ask for it."""
-        ask = self.settings.compress
-        stored = ask(name, array) if ask and name and value.name in self._matrices else None
-        if stored is None:
-            return self.const(array, mil_type, name=name)
-        return expanded(self, stored, mil_type, name)
+        if (stored := self.stored(value)) is not None:
+            return expanded(self, stored, mil_type, name)
+        return self.const(array, mil_type, name=name)
 
     def const(self, array: Any, mil_type: str, *, name: str = "") -> Var:
         """Return a new MIL const; one with a name is stored once for all functions."""
@@ -233,7 +239,7 @@ def lower(
 
 def matrices(graph: Graph) -> frozenset[str]:
     """Return the names of the weights that are used as a Linear's or a Take's matrix alone."""
-    places = {"Linear": 1, "Take": 0}
+    places = {"Linear": 1, "Conv1x1": 1, "Take": 0, "PlainTake": 0}
     used: set[str] = set()
     other = {v.name for v in graph.outputs}
     for node in graph.nodes:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 from macai.coreml.ops import FAMILIES, OPS, Entry
 from macai.coreml.passes import PASSES
+from macai.coreml.passes.channels_first import channels_first
 from macai.coreml.passes.constants import COMPUTE
 
 _HEAD = """\
@@ -37,7 +38,8 @@ def _family(module: ModuleType) -> str:
 
 
 def _passes() -> str:
-    modules = list(dict.fromkeys(inspect.getmodule(rewrite) for rewrite in PASSES))
+    passes = (*PASSES, channels_first)  # the last one for the profile ane alone
+    modules = list(dict.fromkeys(inspect.getmodule(rewrite) for rewrite in passes))
     rows = [f"| `{m.__name__.rpartition('.')[2]}` | {_summary(m)} |" for m in modules if m]
     return "## Passes\n\n" + "\n".join(["| pass | what it does |", "|---|---|", *rows]) + "\n"
 

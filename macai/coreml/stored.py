@@ -5,6 +5,7 @@ MIL's two forms: whole numbers with a scale for each block, and indices into tab
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -44,6 +45,22 @@ class Blocks:
             return size + _bytes(self.offset.size, bits)
         return size + self.offset.size * FLOAT_BYTES[mil_type]
 
+    @property
+    def row_step(self) -> int:
+        """How many rows have their scales together."""
+        return 1 if len(self.scale) == 1 else len(self.data) // len(self.scale)
+
+    def rows(self, begin: int, end: int) -> "Blocks":
+        """Return some rows, from and to a multiple of `row_step`."""
+        share = partial(_cut, begin=begin, end=end, rows=len(self.data))
+        offset = None if self.offset is None else share(self.offset)
+        return Blocks(share(self.data), self.dtype, share(self.scale), offset)
+
+    def with_axes(self, count: int) -> "Blocks":
+        """Return it with axes of size 1 behind: a matrix as a convolution's weight."""
+        offset = None if self.offset is None else _wider(self.offset, count)
+        return Blocks(_wider(self.data, count), self.dtype, _wider(self.scale, count), offset)
+
     def dense(self, mil_type: str = "fp16") -> np.ndarray:
         """Return the weight it stands for, float32 [rows, columns], with all roundings."""
         kind = np.float16 if mil_type == "fp16" else np.float32
@@ -76,6 +93,23 @@ class Palette:
         floats = self.tables.size + (0 if self.scale is None else self.scale.size)
         return _bytes(self.indices.size, self.bits) + floats * FLOAT_BYTES[mil_type]
 
+    @property
+    def row_step(self) -> int:
+        """How many rows have their table together."""
+        return 1 if len(self.tables) == 1 else len(self.indices) // len(self.tables)
+
+    def rows(self, begin: int, end: int) -> "Palette":
+        """Return some rows, from and to a multiple of `row_step`."""
+        share = partial(_cut, begin=begin, end=end, rows=len(self.indices))
+        scale = None if self.scale is None else share(self.scale)
+        return Palette(share(self.indices), self.bits, share(self.tables), scale)
+
+    def with_axes(self, count: int) -> "Palette":
+        """Return it with axes of size 1 behind: a matrix as a convolution's weight."""
+        scale = None if self.scale is None else _wider(self.scale, count)
+        tables = np.expand_dims(self.tables, tuple(range(-1 - count, -1)))
+        return Palette(_wider(self.indices, count), self.bits, tables, scale)
+
     def dense(self, mil_type: str = "fp16") -> np.ndarray:
         """Return the weight it stands for, float32 [rows, columns], with all roundings."""
         kind = np.float16 if mil_type == "fp16" else np.float32
@@ -97,6 +131,17 @@ def spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if count not in (1, size):
             blocks = np.repeat(blocks, size // count, axis)
     return np.broadcast_to(blocks, shape)
+
+
+def _cut(part: np.ndarray, begin: int, end: int, rows: int) -> np.ndarray:
+    """Return what of a part, whose entries may be for several rows each, some of the rows have."""
+    if len(part) == 1:
+        return part
+    return part[begin * len(part) // rows : end * len(part) // rows]
+
+
+def _wider(array: np.ndarray, count: int) -> np.ndarray:
+    return array.reshape(*array.shape, *(1,) * count)
 
 
 def _bytes(count: int, bits: int) -> int:

@@ -1,5 +1,6 @@
 """Compare an MLX function with the package it becomes, as macai.mil runs it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ def results_of(fn: Callable, inputs: Sequence[mx.array]) -> list[mx.array]:
     """Return what `fn` returns as a list."""
     result = fn(*inputs)
     return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def together(
+    cases: Sequence[tuple[Callable, tuple[mx.array, ...]]],
+) -> tuple[Callable, list[mx.array]]:
+    """One function of all cases' inputs that returns all their results: one export, not many."""
+    sizes = [len(inputs) for _, inputs in cases]
+
+    def fn(*arrays):
+        given = iter(arrays)
+        own = [list(itertools.islice(given, size)) for size in sizes]
+        pairs = zip(cases, own, strict=True)
+        return [r for (case, _), inputs in pairs for r in results_of(case, inputs)]
+
+    return fn, [a for _, inputs in cases for a in inputs]
 
 
 def save(

@@ -1,13 +1,12 @@
 """Every op of the table: what a package computes is what MLX does."""
 
-import itertools
-
 import mlx.core as mx
 import pytest
 
 from macai.coreml.ops import OPS
+from tests.coreml import channel_cases
 from tests.coreml.cases import CASES
-from tests.coreml.same import assert_same, lowered_graph, ops_of, results_of, traced_graph
+from tests.coreml.same import assert_same, lowered_graph, ops_of, together, traced_graph
 
 # A pass makes Reshape of these: they are in the trace only.
 RESHAPES = {"ExpandDims", "Flatten", "Squeeze", "Unflatten"}
@@ -17,21 +16,8 @@ SIZED = {"Arange", "Size"}
 EXACT = {"DivMod", "FloorDivide", "Remainder", "Round"}
 
 
-def together(cases):
-    """One function of all cases' inputs that returns all their results: one export, not many."""
-    sizes = [len(inputs) for _, inputs in cases]
-
-    def fn(*arrays):
-        given = iter(arrays)
-        own = [list(itertools.islice(given, size)) for size in sizes]
-        pairs = zip(cases, own, strict=True)
-        return [r for (case, _), inputs in pairs for r in results_of(case, inputs)]
-
-    return fn, [a for _, inputs in cases for a in inputs]
-
-
 def test_every_op_has_a_case():
-    assert set(OPS) - SIZED == set(CASES)
+    assert set(OPS) - SIZED == set(CASES) | set(channel_cases.CASES)
 
 
 @pytest.mark.parametrize("op", CASES)

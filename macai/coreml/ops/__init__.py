@@ -2,6 +2,7 @@
 
 from macai.coreml.ops import (
     attention,
+    channels,
     convolution,
     elementwise,
     indexing,
@@ -23,6 +24,7 @@ FAMILIES = (
     normalization,
     rope,
     attention,
+    channels,
     convolution,
     reduction,
     indexing,

@@ -90,21 +90,22 @@ def _bias(
     mask = named.get("mask")
     if mask is None:
         return None
-    additive = lowering.once(
-        ("mask", mask.name, kind), lambda: _additive(lowering, lowering.loose(mask), kind)
+    bias = lowering.once(
+        ("mask", mask.name, kind), lambda: additive(lowering, lowering.loose(mask), kind, _HIDDEN)
     )
     if H == KV:
-        return additive
+        return bias
     return lowering.once(
-        ("mask", mask.name, kind, H // KV, T), lambda: _folded(lowering, additive, sizes)
+        ("mask", mask.name, kind, H // KV, T), lambda: _folded(lowering, bias, sizes)
     )
 
 
-def _additive(lowering: "Lowering", mask: Var, kind: str) -> Var:
+def additive(lowering: "Lowering", mask: Var, kind: str, hidden: float) -> Var:
+    """Return a mask as what is added to scores: where a bool is false, -`hidden`."""
     if mask.dtype.__name__ != "bool":
         return lowering.cast(mask, kind)
     number = mb.sub(x=mb.cast(x=mask, dtype=kind), y=_number(kind, 1))
-    return mb.mul(x=number, y=_number(kind, _HIDDEN))
+    return mb.mul(x=number, y=_number(kind, hidden))
 
 
 def _folded(lowering: "Lowering", bias: Var, sizes: tuple[int, int, int, int]) -> Var:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rotation:
+class Rotation:
     """How one RoPE turns: pair n of position p by the angle p * speeds[n].
 
     Attributes:
@@ -51,7 +51,7 @@ class _Rotation:
         return np.repeat([-1.0, 1.0], half)
 
 
-def _supported(node: Node) -> str | None:
+def one_offset(node: Node) -> str | None:
     """One offset for all rows, an even number of dimensions."""
     offset = node.operand("offset")
     if offset is not None and math.prod(offset.shape) != 1:
@@ -59,12 +59,12 @@ def _supported(node: Node) -> str | None:
     return "an odd number of dimensions" if node.options["dims"] % 2 else None
 
 
-@lowers("RoPE", accepts=_supported)
+@lowers("RoPE", accepts=one_offset)
 def rope(lowering: "Lowering", node: Node, x: Var, *_: Var) -> Var:
     """[..., T, D]: the first `dims` of D are turned by position."""
-    rotation = _rotation(lowering, node)
-    cos, sin = _cos_and_sin(lowering, node, rotation)
+    rotation = rotation_of(lowering, node)
     shape, dims = node.inputs[0].shape, rotation.dims
+    cos, sin = cos_and_sin(lowering, node, rotation, shape[-2])
     head = x if dims == shape[-1] else last_axis(x, 0, dims)
     if rotation.traditional:
         pairs = [last_axis(head, 1, dims, 2), last_axis(head, 0, dims, 2)]
@@ -91,7 +91,12 @@ def last_axis(x: Var, begin: int, end: int, stride: int = 1) -> Var:
     )
 
 
-def _rotation(lowering: "Lowering", node: Node) -> _Rotation:
+def rotation_of(lowering: "Lowering", node: Node) -> Rotation:
+    """Return how a RoPE turns.
+
+    Raises:
+        ValueError: that is not known now.
+    """
     options, freqs = node.options, node.operand("freqs")
     dims, base, scale = options["dims"], options["base"], options["scale"]
     if freqs is None:
@@ -102,14 +107,13 @@ def _rotation(lowering: "Lowering", node: Node) -> _Rotation:
             raise ValueError("its frequencies are computed from the inputs")
         speeds = 1 / periods.astype(np.float64)
     label = f"{dims}_{freqs.name if freqs else base}_{scale}_{options['traditional']}"
-    return _Rotation(
+    return Rotation(
         dims=dims, traditional=options["traditional"], speeds=scale * speeds, label=label
     )
 
 
-def _cos_and_sin(lowering: "Lowering", node: Node, rotation: _Rotation) -> tuple[Var, Var]:
-    """Return cos and signed sin of the rows' positions, [T, dims] each."""
-    rows = node.inputs[0].shape[-2]
+def cos_and_sin(lowering: "Lowering", node: Node, rotation: Rotation, rows: int) -> tuple[Var, Var]:
+    """Return cos and signed sin of the positions of `rows` rows, [rows, dims] each."""
     kind = lowering.mil_type(node.outputs[0])
     offset = node.operand("offset")
     known = np.array(node.options.get("offset", 0)) if offset is None else lowering.array(offset)
@@ -128,7 +132,7 @@ def _cos_and_sin(lowering: "Lowering", node: Node, rotation: _Rotation) -> tuple
 
 
 def _looked_up(
-    lowering: "Lowering", start: Var, rows: int, rotation: _Rotation, kind: str
+    lowering: "Lowering", start: Var, rows: int, rotation: Rotation, kind: str
 ) -> tuple[Var, Var]:
     """Return cos and sin at given positions: from tables where it is known how many there are."""
     steps = counted(lowering, rows)
@@ -144,7 +148,7 @@ def _looked_up(
     return mb.gather(x=cos, indices=places, axis=0), mb.gather(x=sin, indices=places, axis=0)
 
 
-def _computed(lowering: "Lowering", places: Var, rotation: _Rotation, kind: str) -> tuple[Var, Var]:
+def _computed(lowering: "Lowering", places: Var, rotation: Rotation, kind: str) -> tuple[Var, Var]:
     column = mb.expand_dims(x=mb.cast(x=places, dtype="fp32"), axes=[1])
     angle = mb.mul(x=column, y=rotation.angles(np.ones(1)).astype(np.float32))
     sin = mb.mul(x=mb.sin(x=angle), y=rotation.signs.astype(np.float32))
@@ -152,7 +156,7 @@ def _computed(lowering: "Lowering", places: Var, rotation: _Rotation, kind: str)
 
 
 def _tables(
-    lowering: "Lowering", positions: np.ndarray, rotation: _Rotation, kind: str, name: str = ""
+    lowering: "Lowering", positions: np.ndarray, rotation: Rotation, kind: str, name: str = ""
 ) -> tuple[Var, Var]:
     angles = rotation.angles(positions)
     return (
