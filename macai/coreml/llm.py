@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,33 +50,77 @@ class CacheShape:
         return {name: mx.zeros((*shape, width), dtype) for name, width in widths.items()}
 
 
-class Store:
+class Store(Protocol):
     """The arrays that all layers of one call write into, as they are written."""
 
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """What the states are after all that was written."""
+        ...
+
+    def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [1, kv_heads, T, head_dim] at the offset; return all positions of the layer."""
+        ...
+
+
+class Caches(Protocol):
+    """How the keys and values of all layers are kept in states."""
+
+    def states(self, shape: CacheShape, context: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+        """Return empty states by name."""
+        ...
+
+    def store(self, shape: CacheShape, offset: mx.array, arrays: Sequence[mx.array]) -> Store:
+        """Return what one call writes into, at `offset`, int32 [1]."""
+        ...
+
+
+class KeysAndValues:
+    """One state for the keys, one for the values: see above."""
+
+    def states(self, shape: CacheShape, context: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+        """Return empty states by name."""
+        return shape.zeros(context, dtype)
+
+    def store(self, shape: CacheShape, offset: mx.array, arrays: Sequence[mx.array]) -> Store:
+        """Return what one call writes into."""
+        return _Store(offset, *arrays)
+
+
+class _Store:
+    """The arrays of KeysAndValues."""
+
     def __init__(self, offset: mx.array, keys: mx.array, values: mx.array) -> None:
-        self.keys, self.values, self.offset = keys, values, offset
+        self._keys, self._values = keys, values
         none = mx.zeros((3,), mx.int32)
-        self.begin = mx.concatenate([none, offset, none[:1]])  # of layer 0
+        self._begin = mx.concatenate([none, offset, none[:1]])  # of layer 0
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        return self._keys, self._values
+
+    def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        start = self._begin + mx.array([layer, 0, 0, 0, 0], dtype=mx.int32)
+        axes = tuple(range(5))
+        self._keys = mx.slice_update(self._keys, keys[None], start, axes=axes)
+        self._values = mx.slice_update(self._values, values[None], start, axes=axes)
+        own = slice(layer, layer + 1)
+        return (
+            self._keys[own, :, : keys.shape[1], :, : keys.shape[3]].squeeze(0),
+            self._values[own, :, : values.shape[1], :, : values.shape[3]].squeeze(0),
+        )
 
 
 class LayerCache:
     """One layer's part of the store, where mlx-lm's attention expects its KVCache."""
 
-    def __init__(self, store: Store, layer: int) -> None:
-        self._store, self._layer, self.offset = store, layer, store.offset
+    def __init__(self, store: Store, layer: int, offset: mx.array, context: int) -> None:
+        self._store, self._layer, self.offset = store, layer, offset
+        self._place, self._context = offset, context
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [1, kv_heads, T, head_dim] at the offset; return all positions of the layer."""
-        store, layer = self._store, self._layer
-        start = store.begin + mx.array([layer, 0, 0, 0, 0], dtype=mx.int32)
-        axes = tuple(range(5))
-        store.keys = mx.slice_update(store.keys, keys[None], start, axes=axes)
-        store.values = mx.slice_update(store.values, values[None], start, axes=axes)
-        own = slice(layer, layer + 1)
-        self._held = (
-            store.keys[own, :, : keys.shape[1], :, : keys.shape[3]].squeeze(0),
-            store.values[own, :, : values.shape[1], :, : values.shape[3]].squeeze(0),
-        )
+        self._held = self._store.update(self._layer, keys, values)
         return self._held
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
@@ -87,8 +131,8 @@ class LayerCache:
         self, rows: int, *, return_array: bool = False, window_size: int | None = None
     ) -> mx.array:
         """Return which positions each of the next rows attends to, bool [rows, context]."""
-        columns = mx.arange(self._store.keys.shape[3])[None]
-        here = self._store.offset + mx.arange(rows)[:, None]
+        columns = mx.arange(self._context)[None]
+        here = self._place + mx.arange(rows)[:, None]
         mask = columns <= here
         return mask & (here - columns < window_size) if window_size else mask
 
@@ -160,6 +204,7 @@ def llm_functions(
     adapter: str = "",
     compress: Compress | None = None,
     slot: SlotReader | None = None,
+    caches: Caches | None = None,
 ) -> dict[str, ExportFunction]:
     """Return the functions of a language model's package.
 
@@ -172,25 +217,28 @@ def llm_functions(
         adapter: The name of the adapter that is in the model: it ends the functions' names, and its
             matrices are called after it, while all else shares its names with the plain model.
         compress: How matrices are stored: see Settings.
-        slot: Of the model, if it has one: its state is the functions' third.
+        slot: Of the model, if it has one: its state comes after those of the caches.
+        caches: How keys and values are kept; KeysAndValues if not given.
     """
     check_lengths(context, prefill)
     shape = cache_shape(model)
     dtype = mx.float16 if precision == "fp16" else mx.float32
-    states = shape.zeros(context, dtype)
+    caches = caches or KeysAndValues()
+    states = caches.states(shape, context, dtype)
+    kept = len(states)
     if slot is not None:
         states[slot.slot.state] = mx.zeros(slot.slot.shape, dtype)
     settings = Settings(precision=precision, positions=context, compress=compress)
 
     def run(ids: mx.array, position: mx.array, last: mx.array | None, *arrays: mx.array) -> Any:
-        keys, values, *adapter = arrays
-        store = Store(position, keys, values)
-        caches = [LayerCache(store, n) for n in range(shape.layers)]
+        adapter = arrays[kept:]
+        store = caches.store(shape, position, arrays[:kept])
+        layers = [LayerCache(store, n, position, context) for n in range(shape.layers)]
         with slot.holding(*adapter) if slot else nullcontext():
-            logits = model(ids, cache=caches)
+            logits = model(ids, cache=layers)
         if last is not None:
             logits = mx.slice(logits, last, axes=(1,), slice_size=(1, 1, logits.shape[2]))
-        return logits, store.keys, store.values, *adapter
+        return logits, *store.arrays, *adapter
 
     def function(rows: int) -> ExportFunction:
         number = mx.zeros((1,), mx.int32)

@@ -60,9 +60,11 @@ tokens in all is right, and so is one that is wider by 1, which is what swift-tr
 class _LayerCache(LayerCache):
     """A layer's cache, of which the first places may be empty."""
 
-    def __init__(self, store: Store, layer: int, position: mx.array, empty: mx.array) -> None:
-        super().__init__(store, layer)
-        self.offset, self._empty = position, empty
+    def __init__(
+        self, store: Store, layer: int, place: mx.array, context: int, empty: mx.array
+    ) -> None:
+        super().__init__(store, layer, place, context)
+        self.offset, self._empty = place - empty, empty
 
     def make_mask(
         self, rows: int, *, return_array: bool = False, window_size: int | None = None
@@ -82,16 +84,16 @@ def swift_transformers_functions(
 ) -> dict[str, ExportFunction]:
     """Return the one function of a language model's package: see llm.llm_functions."""
     check_lengths(context, prefill)
-    shape = cache_shape(model)
+    shape, kept = cache_shape(model), KeysAndValues()
     dtype = mx.float16 if precision == "fp16" else mx.float32
 
     def run(ids: mx.array, mask: mx.array, keys: mx.array, values: mx.array) -> Any:
         place = mx.array([mask.shape[3] - ids.shape[1]], dtype=mx.int32)
         unwritten = mx.logical_not(mx.any(keys[0, 0, :, 0]))
         empty = mx.minimum(place, unwritten.astype(mx.int32))
-        store, position = Store(place, keys, values), place - empty
-        caches = [_LayerCache(store, n, position, empty) for n in range(shape.layers)]
-        return model(ids, cache=caches), store.keys, store.values
+        store = kept.store(shape, place, (keys, values))
+        caches = [_LayerCache(store, n, place, context, empty) for n in range(shape.layers)]
+        return model(ids, cache=caches), *store.arrays
 
     tokens, rows, width = (Size(name=name, most=context) for name in ("tokens", "rows", "width"))
     function = ExportFunction(
@@ -102,7 +104,7 @@ def swift_transformers_functions(
         },
         outputs=("logits",),
         flexible={"inputIds": {1: tokens}, "causalMask": {2: rows, 3: width}},
-        states=shape.zeros(context, dtype),
+        states=kept.states(shape, context, dtype),
         weights=model,
         settings=Settings(precision=precision, positions=context, compress=compress),
     )
