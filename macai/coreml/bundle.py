@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,25 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from macai import __version__
-from macai.coreml.api import ExportFunction, export_functions
+from macai.coreml.api import ExportFunction
 from macai.coreml.card import model_card
+from macai.coreml.chunks import export_chunks, plan_chunks
 from macai.coreml.compress import Compression
+from macai.coreml.cut import HIDDEN_IN, HIDDEN_OUT
 from macai.coreml.description import Metadata
 from macai.coreml.licence import licence_files, licence_name
-from macai.coreml.llm import KEYS, VALUES
 from macai.coreml.lower import all_finite
-from macai.coreml.manifest import FILE, FunctionInfo, Manifest
+from macai.coreml.manifest import CHUNKED, CONTRACT, FILE, Chunk, FunctionInfo, Manifest
 from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.profiles import Profile
 from macai.coreml.profiles.gpu import GPU
-from macai.coreml.slot import SlotOptions
+from macai.coreml.slot import Slot, SlotOptions
 from macai.coreml.slot_model import add_slot
 from macai.coreml.swift import write_swift_package
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
+from macai.mil import open_package
+from macai.mil.features import TensorSpec
 from macai.models.adapter import load_adapter
 from macai.models.arrays import named_arrays
 from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
@@ -55,6 +59,7 @@ def write_bundle(
     compression: Compression | None = None,
     adapters: Mapping[str, Path] | None = None,
     slot: SlotOptions | None = None,
+    chunks: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Manifest:
     """Write all of a bundle but what it was verified with, into an empty folder.
@@ -75,6 +80,7 @@ def write_bundle(
         adapters: Folders of adapters that get functions of their own, by name: they share all
             weights of the plain model.
         slot: Room for an adapter at run time, instead of those.
+        chunks: In how many packages the layers are; as few as the profile allows if not given.
         progress: Called with what is being done, and how much of it.
     """
     if precision not in PRECISIONS:
@@ -90,30 +96,30 @@ def write_bundle(
     if slot is not None:
         base = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
         options["slot"] = add_slot(loaded.model, slot, base.to_json())
-    functions = profile.functions(loaded.model, **options)
+    layers = _divided(loaded.model, profile, compression, chunks)
+    functions = profile.functions(loaded.model, layers, **options)
     plain = list(functions)
     named: list[dict[str, Any]] = []
     for adapter, path in (adapters or {}).items():
         model = with_adapter(loaded, path, PRECISIONS[precision], keep_quantised=weights == "keep")
-        own = profile.functions(model, adapter=adapter, **options)
+        own = profile.functions(model, layers, adapter=adapter, **options)
         named.append({"name": adapter, "functions": dict(zip(plain, own, strict=True))})
         functions |= own
     progress("building the package", 1, 3)
-    package = folder / f"{name}.mlpackage"
-    export_functions(
-        functions,
-        package,
-        default=profile.default,
-        metadata=_metadata(loaded, name, source, context, profile),
+    packages = _package_paths(folder, name, len(layers))
+    metadata = _metadata(loaded, name, source, context, profile)
+    export_chunks(functions, packages, default=profile.default, metadata=metadata)
     )
     progress("writing the bundle", 2, 3)
+    told: dict[str, Any] = {"name": name, "source": source, "context": context}
+    told["slot"] = options["slot"].slot if slot else None
     manifest = replace(
-        _manifest(loaded, package, functions, name=name, source=source, precision=precision),
+        _manifest(loaded, packages, functions, **told, precision=precision),
         adapters=named,
-        slot=options["slot"].slot if slot else None,
         weights=precision if weights == "full" else weights,
         profile=profile.name,
         compute_units=profile.compute_units,
+        unverified=list(profile.unverified),
     )
     for file in {*companion_files(loaded.path), *licence_files(loaded.path)}:
         shutil.copyfile(file, folder / file.name)
@@ -121,7 +127,7 @@ def write_bundle(
     write_json(folder / "config.json", config)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
     write_json(folder / FILE, manifest.to_json())
-    if profile.swift:
+    if profile.swift and not manifest.chunks:  # its code runs one package
         write_swift_package(folder / "Swift", manifest.to_json())
     progress("writing the bundle", 3, 3)
     return manifest
@@ -200,34 +206,62 @@ def _metadata(
         description=f"{name}: a language model; its state holds {context} tokens",
         version="1",
         user=user,
-        inputs=profile.inputs,
-        outputs={"logits": "Scores of the next token"},
+        inputs={**profile.inputs, HIDDEN_IN: "What the package before returned"},
+        outputs={"logits": "Scores of the next token", HIDDEN_OUT: "What the next package takes"},
     )
+
+
+def _package_paths(folder: Path, name: str, count: int) -> list[Path]:
+    ends = [f"-{n}of{count}" for n in range(1, count + 1)] if count > 1 else [""]
+    return [folder / f"{name}{end}.mlpackage" for end in ends]
+
+
+def _divided(
+    model: nn.Module, profile: Profile, compression: Compression | None, count: int | None
+) -> list[range]:
+    """Return the layers of each package."""
+    if count is not None and count > 1 and profile.chunk_bytes is None:
+        raise UsageError(
+            f"profile {profile.name} has all layers in one package", hint="leave out --chunks"
+        )
+
+    def stored_bytes(path: str, array: mx.array) -> int:
+        outcome = compression.outcomes.get(path) if compression else None
+        return outcome.bytes if outcome else array.nbytes
+
+    # Files have entries and gaps besides weights, and there are tables of positions.
+    most = profile.chunk_bytes and int(0.98 * profile.chunk_bytes)
+    return plan_chunks(model, stored_bytes=stored_bytes, most_bytes=most, count=count)
 
 
 def _manifest(
     loaded: LoadedModel,
-    package: Path,
+    packages: Sequence[Path],
     functions: dict[str, ExportFunction],
     *,
     name: str,
     source: dict[str, str],
+    context: int,
+    slot: Slot | None,
     precision: str,
 ) -> Manifest:
-    states = next(iter(functions.values())).states
-    context = next(iter(states.values())).shape[3]
+    first = next(iter(functions.values()))
     vocab = vocab_size(loaded)
+    infos = {label: _info(f, precision, vocab) for label, f in functions.items()}
+    chunks = [_chunk(path, infos) for path in packages] if len(packages) > 1 else []
+    hashes = [c.sha256 for c in chunks] or [package_hash(packages[0])]
     return Manifest(
         name=name,
-        package=package.name,
-        sha256=package_hash(package),
-        bytes=package_bytes(package),
-        functions={label: _info(f, precision, vocab) for label, f in functions.items()},
+        package=packages[0].name,
+        sha256=hashes[0] if not chunks else sha256("".join(hashes).encode()).hexdigest(),
+        bytes=sum(map(package_bytes, packages)),
+        functions=infos,
         states={
             label: spec | {"dtype": "fp16"}
-            for label, spec in _specs(states).items()
-            if label in (KEYS, VALUES)
+            for label, spec in _specs(first.states).items()
+            if slot is None or label != slot.state
         },
+        slot=slot,
         context=context,
         vocab_size=vocab,
         eos_token_ids=sorted(loaded.eos_token_ids),
@@ -236,6 +270,8 @@ def _manifest(
         weights=precision,
         source=source,
         macai=__version__,
+        chunks=chunks,
+        contract=CHUNKED if chunks else CONTRACT,
     )
 
 
@@ -252,6 +288,31 @@ def _info(function: ExportFunction, precision: str, vocab: int) -> FunctionInfo:
     if "most" in inputs["inputIds"]:  # a row for each token
         logits["most"] = [1, tokens, vocab]
     return FunctionInfo(tokens=tokens, inputs=inputs, outputs={"logits": logits})
+
+
+def _chunk(path: Path, infos: Mapping[str, FunctionInfo]) -> Chunk:
+    """Describe one package of several, as it was written."""
+    functions = open_package(path).functions
+    return Chunk(
+        package=path.name,
+        sha256=package_hash(path),
+        bytes=package_bytes(path),
+        functions={
+            label: replace(
+                info,
+                inputs=_written(functions[label].inputs),
+                outputs=_written(functions[label].outputs),
+            )
+            for label, info in infos.items()
+        },
+        states=_written(next(iter(functions.values())).states),
+    )
+
+
+def _written(specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"dtype": s.dtype, "shape": list(s.default_shape or ())} for name, s in specs.items()
+    }
 
 
 def vocab_size(loaded: LoadedModel) -> int:

@@ -9,7 +9,7 @@ _TEXT = """# {name}
 
 | | |
 |---|---|
-| package | `{package}`, {megabytes:.0f} MB, weights {weights} |
+| package{plural} | {packages}, {megabytes:.0f} MB, weights {weights} |
 | functions | {functions} |
 | states | {states} |
 | adapter at run time | {slot} |
@@ -27,12 +27,20 @@ On any machine, with the runtime that comes with macai (numpy; slow, and indepen
 
     macai run . --prompt "Hello"
 
-{usage}
+{app}{usage}
 ## What was verified
 
 `verify.json` has the comparison with the model that was made when the package was: the reference
 runtime against MLX, also with every value rounded to float16. It was not run by Core ML, nor on a
-device: check what your app shows, and on which compute units.{unverified}
+device: check what your app shows, and on which compute units.
+{unverified}"""
+_SWIFT = """In an app: `Swift/` is a package with a typed, streaming `generate`; see its README.
+
+"""
+_CHUNKS = """The packages are parts of one model, run in this order: each function goes through all
+of them. What one returns as `hiddenOut` the next takes as `hiddenIn`; each has a state of its own,
+made by itself. No Swift code comes with a model in parts.
+
 """
 
 
@@ -54,7 +62,10 @@ def model_card(manifest: Manifest) -> str:
         name=manifest.name,
         model_line=line,
         systems=" and ".join(f"{k} {v}" for k, v in manifest.minimum_os.items()),
-        package=manifest.package,
+        plural="s" if manifest.chunks else "",
+        packages=", ".join(f"`{name}`" for name in manifest.packages),
+        app=_CHUNKS if manifest.chunks else _SWIFT if profile.swift else "",
+        unverified=_unverified(manifest),
         megabytes=manifest.bytes / 1e6,
         weights=manifest.weights,
         functions=functions,
@@ -68,7 +79,6 @@ def model_card(manifest: Manifest) -> str:
         file=FILE,
         contract=manifest.contract,
         usage=profile.usage.format(default=profile.default, room=room),
-        unverified="".join(f"\n\nNot verified: {text}." for text in profile.unverified),
     )
 
 
@@ -76,3 +86,10 @@ def _tokens(info: FunctionInfo) -> str:
     if "most" in info.inputs.get("inputIds", {}):
         return f"1 to {info.tokens} tokens"
     return "1 token" if info.tokens == 1 else f"{info.tokens} tokens"
+
+
+def _unverified(manifest: Manifest) -> str:
+    if not manifest.unverified:
+        return ""
+    lines = "\n".join(f"- {what}" for what in manifest.unverified)
+    return f"\nThe profile `{manifest.profile}` is experimental. Not verified is:\n\n{lines}\n"

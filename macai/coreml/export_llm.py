@@ -42,6 +42,7 @@ class Export:
         context: The most positions, a multiple of 32.
         prefill: Lengths of the prefill functions; the profile's own if not given.
         precision: "fp16" or "fp32".
+        chunks: In how many packages; None: as few as the profile allows.
         weights: "full", "keep", or a scheme: see compress.Scheme.parse.
         bits_per_weight: A mix of schemes with this mean instead.
         calibration: Text that says which inputs matter when bits are saved.
@@ -59,6 +60,7 @@ class Export:
     context: int = 1024
     prefill: Sequence[int] = ()
     precision: str = "fp16"
+    chunks: int | None = None
     weights: str = "full"
     bits_per_weight: float | None = None
     calibration: str | None = None
@@ -105,6 +107,7 @@ def export_llm(
         compression=compression,
         adapters={} if export.fuses else export.adapters,
         slot=export.slot,
+        chunks=export.chunks,
         progress=progress,
     )
     del loaded
@@ -137,6 +140,7 @@ def reference(path: Path, adapter: Path | None) -> LoadedModel:
 
 def _check(export: Export) -> None:
     check_lengths(export.context, export.prefill)
+    export.profile.check(export.weights, export.bits_per_weight)
     _check_profile(export)
     if export.slot is not None and export.adapters:
         raise UsageError(
@@ -162,7 +166,9 @@ def _check_profile(export: Export) -> None:
             f"a package for {profile.name} takes any number of tokens at once",
             hint="leave out --prefill",
         )
-    if not profile.adapters and (export.slot is not None or not export.fuses):
+    if export.slot is not None and not profile.slot:
+        raise UsageError(f"a package for {profile.name} has no room for an adapter at run time")
+    if not profile.adapters and not export.fuses:
         raise UsageError(
             f"a package for {profile.name} has one function, and no room for adapters",
             hint="one --adapter, which is fused, without --weights keep",
@@ -181,6 +187,7 @@ def _compressed(export: Export, progress: Progress) -> tuple[Compression | None,
         scheme=export.weights if export.bits_per_weight is None else None,
         bits_per_weight=export.bits_per_weight,
         text=export.calibration,
+        plain_tables=export.profile.plain_tables,
         progress=progress,
     )
     replace_weights(loaded.model, compression)

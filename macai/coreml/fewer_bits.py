@@ -33,6 +33,7 @@ def compress_model(
     scheme: str | None = None,
     bits_per_weight: float | None = None,
     text: str | None = None,
+    plain_tables: bool = False,
     budget_seconds: float = BUDGET_SECONDS,
     progress: Progress = lambda what, done, total: None,
 ) -> Compression:
@@ -44,6 +45,7 @@ def compress_model(
         bits_per_weight: Instead, the mean number of bits, spent where they matter most; scales and
             tables are counted.
         text: What the model is for, best: errors are weighed by the inputs it gives matrices.
+        plain_tables: Leave an embedding as it is that is no head too.
         budget_seconds: How long costs are measured at most; the rest is estimated.
         progress: Called with what is being done, and how much of it.
 
@@ -58,7 +60,11 @@ def compress_model(
     moments = input_moments(loaded.model, batches)
     progress("weighing inputs", 1, 1)
     if bits_per_weight is None:
-        return Compression(default=default, moments=moments)
+        kept: dict[str, Scheme | None] = {}
+        if plain_tables:
+            tables = {p for p, m in matrix_paths(loaded.model).items() if type(m) is nn.Embedding}
+            kept = dict.fromkeys(tables - moments.keys())
+        return Compression(default=default, schemes=kept, moments=moments)
     sensitivity = measure_sensitivity(
         loaded.model,
         batches[:1],

@@ -13,6 +13,8 @@ from macai.errors import PackageError, UsageError
 FILE = "macai.json"
 CONTRACT = 1
 """Raised when an app written for one version would misread the next."""
+CHUNKED = 2
+"""The contract of a model in several packages, which code for one does not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +34,24 @@ class FunctionInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One of the packages that a model is divided into: its keys are the manifest's own."""
+
+    package: str
+    sha256: str
+    bytes: int
+    functions: dict[str, FunctionInfo]
+    states: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """A bundle's contract.
 
     Attributes:
-        package: The package's folder, beside the manifest.
-        sha256: Over names and bytes of the package's files: see package.package_hash.
+        package: The package's folder, beside the manifest; of a model in chunks the first one's.
+        sha256: Over names and bytes of the package's files: see package.package_hash. Of a model
+            in chunks over theirs, one after another.
         functions: What they do depends on the profile: see profiles.
         states: {"dtype", "shape"} by name.
         context: The most positions it keeps.
@@ -47,6 +61,10 @@ class Manifest:
         slot: Room for an adapter at run time, if there is: a state beside `states`.
         adapters: {"name", "functions"} of each adapter that has functions of its own, by the name
             of the plain model's function that does the same.
+        chunks: The packages of a model that is in several, in the order they are run in: each
+            function goes through all of them. What one returns but logits, the next one takes,
+            hiddenOut as hiddenIn; each keeps a state of its own.
+        unverified: What nobody has tried on a device, a sentence each: see profiles.
         source: Model and adapter it was made from, and the model's licence if it is known.
     """
 
@@ -69,12 +87,19 @@ class Manifest:
     minimum_os: dict[str, str] = field(default_factory=lambda: {"iOS": "18.0", "macOS": "15.0"})
     slot: Slot | None = None
     adapters: list[dict[str, Any]] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
     kind: str = "llm"
     contract: int = CONTRACT
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return asdict(self)
+
+    @property
+    def packages(self) -> list[str]:
+        """Its packages' folders, in the order they are run in."""
+        return [chunk.package for chunk in self.chunks] or [self.package]
 
     @property
     def is_exact(self) -> bool:
@@ -130,11 +155,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _manifest(value: Mapping[str, Any]) -> Manifest:
-    if value["contract"] != CONTRACT:
-        raise ValueError(f"contract {value['contract']}, this version reads {CONTRACT}")
-    functions = {name: FunctionInfo(**f) for name, f in value["functions"].items()}
+    chunks = [Chunk(**(c | {"functions": _functions(c)})) for c in value.get("chunks", [])]
+    known = CHUNKED if chunks else CONTRACT
+    if value["contract"] != known:
+        raise ValueError(f"contract {value['contract']}, this version reads {known}")
+    functions = _functions(value)
     slot = Slot.parse(value["slot"]) if value.get("slot") else None
-    manifest = Manifest(**(dict(value) | {"functions": functions, "slot": slot}))
+    read = {"functions": functions, "slot": slot, "chunks": chunks}
+    manifest = Manifest(**(dict(value) | read))
     numbers = (manifest.context, manifest.vocab_size, *(f.tokens for f in functions.values()))
     if not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ValueError("context, vocab_size and tokens must be positive")
@@ -144,6 +172,12 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
     needed = {*named, PROFILES[manifest.profile].default}
     if missing := sorted(needed - functions.keys()):
         raise ValueError(f"it has no function {missing[0]}")
-    if "/" in manifest.package or ".." in manifest.package:
+    if any("/" in name or ".." in name for name in manifest.packages):
         raise ValueError("it names a package that is not beside it")
+    if any(chunk.functions.keys() != functions.keys() for chunk in chunks):
+        raise ValueError("a chunk has other functions than the model")
     return manifest
+
+
+def _functions(value: Mapping[str, Any]) -> dict[str, FunctionInfo]:
+    return {name: FunctionInfo(**info) for name, info in value["functions"].items()}

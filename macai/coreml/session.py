@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from macai.coreml.manifest import Manifest, read_manifest
+from macai.coreml.chain import Chain
+from macai.coreml.manifest import FunctionInfo, Manifest, read_manifest
 from macai.coreml.profiles import PROFILES
 from macai.errors import PackageError
 from macai.mil import Package, open_package
@@ -35,7 +36,7 @@ class ReferenceRunner:
     """
 
     def __init__(
-        self, package: Package, precision: str = "fp32", held: States | None = None
+        self, package: Package | Chain, precision: str = "fp32", held: States | None = None
     ) -> None:
         self._package, self._precision, self._held = package, precision, held or {}
         self.overflows = 0
@@ -54,7 +55,7 @@ class ReferenceRunner:
 
     def reset(self) -> None:
         """Empty the state, but for what it was said to hold."""
-        self._state = self._package.make_state()
+        self._state: Any = self._package.make_state()
         for name, array in self._held.items():
             self._state[name][...] = array
 
@@ -123,15 +124,23 @@ class Session:
         return self.last
 
 
-def open_bundle(folder: Path) -> tuple[Manifest, Package]:
-    """Open a bundle's package and check it against its manifest.
+def open_bundle(folder: Path) -> tuple[Manifest, Package | Chain]:
+    """Open a bundle's packages and check them against its manifest; several are run as one.
 
     Raises:
         PackageError: one of them is missing or broken, or they contradict each other.
     """
     manifest = read_manifest(folder)
-    package = open_package(folder / manifest.package)
-    for name, info in manifest.functions.items():
+    packages = [open_package(folder / name) for name in manifest.packages]
+    owners = [chunk.functions for chunk in manifest.chunks] or [manifest.functions]
+    for infos, package in zip(owners, packages, strict=True):
+        _check_functions(folder, infos, package)
+    _check_last(folder, manifest, packages[-1])
+    return manifest, packages[0] if len(packages) == 1 else Chain(packages)
+
+
+def _check_functions(folder: Path, infos: Mapping[str, FunctionInfo], package: Package) -> None:
+    for name, info in infos.items():
         function = package.functions.get(name)
         if function is None:
             raise PackageError(f"{folder}: the package has no function {name}")
@@ -140,10 +149,15 @@ def open_bundle(folder: Path) -> tuple[Manifest, Package]:
             for shape in (spec["shape"], spec.get("most", spec["shape"])):
                 if own is None or not own.accepts(tuple(shape)):
                     raise PackageError(f"{folder}: {name} takes no {label} {shape}")
+
+
+def _check_last(folder: Path, manifest: Manifest, package: Package) -> None:
+    """Check what only the last package has, or the only one."""
+    for name in manifest.functions:
+        function = package.functions[name]
         if "logits" not in function.outputs:
             raise PackageError(f"{folder}: {name} returns no logits")
         if (slot := manifest.slot) is not None:
             held = function.states.get(slot.state)
             if held is None or held.shape != slot.shape:
                 raise PackageError(f"{folder}: {name} has no state {slot.state} {slot.shape}")
-    return manifest, package

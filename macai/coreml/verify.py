@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from macai.coreml.chain import Chain
 from macai.coreml.manifest import Manifest
 from macai.coreml.session import ReferenceRunner, Runner, Session, States
 from macai.mil import Package
@@ -86,7 +87,7 @@ class Agreement:
 def verify_package(
     loaded: LoadedModel,
     manifest: Manifest,
-    package: Package,
+    package: Package | Chain,
     ids: Sequence[int],
     *,
     tokens: int = 16,

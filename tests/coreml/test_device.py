@@ -57,7 +57,7 @@ def test_a_conversation_is_the_same_by_either_runtime(bundle, monkeypatch):
     monkeypatch.setattr(ct.models, "MLModel", StandIn)
     manifest, package = open_bundle(bundle)
     runner = CoreMLRunner(bundle, manifest)
-    assert {m.units for m in runner._models.values()} == {ct.ComputeUnit.CPU_AND_GPU}
+    assert {m.units for [m] in runner._models.values()} == {ct.ComputeUnit.CPU_AND_GPU}
     ours, theirs = Session(manifest, ReferenceRunner(package)), Session(manifest, runner)
     assert np.array_equal(ours.feed(IDS[:11]), theirs.feed(IDS[:11]))
     assert np.array_equal(ours.feed(IDS[11:]), theirs.feed(IDS[11:]))

@@ -1,6 +1,6 @@
 """What a profile decides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ class MakeFunctions(Protocol):
     def __call__(
         self,
         model: nn.Module,
+        chunks: Sequence[range],
         *,
         context: int,
         prefill: Sequence[int],
@@ -24,8 +25,12 @@ class MakeFunctions(Protocol):
         adapter: str = "",
         compress: Compress | None = None,
     ) -> dict[str, ExportFunction]:
-        """Return the functions of a model by name."""
+        """Return the functions of a model by name, its layers divided among packages so."""
         ...
+
+
+def _any_weights(weights: str, bits_per_weight: float | None) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +46,16 @@ class Profile:
         prefill: Tokens of each prefill function, unless others are asked for; none where a function
             takes any number of tokens.
         adapters: Whether adapters can have functions of their own.
+        slot: Whether there can be room for an adapter at run time.
         inputs: What a package says of its functions' inputs.
         repository_key: Where the metadata of a package has the model's repository; nowhere if "".
         swift: Whether code for an app comes with it.
-        usage: For the model's card, in Markdown: how an app runs it, and what its functions do.
+        usage: For the model's card, in Markdown: what its functions do, or how an app calls them.
+        weights: How weights are stored where nothing is said: see export_llm.Export.weights.
+        check: Called with the weights and bits per weight asked for; raises UsageError where the
+            profile has no such weights.
+        plain_tables: Whether what rows are read from is stored in full, even if it is compressed.
+        chunk_bytes: The most weights one package has; None: all are in one package.
         unverified: What nobody has tried on a device, a sentence each.
     """
 
@@ -57,6 +68,11 @@ class Profile:
     usage: str
     prefill: Sequence[int] = ()
     adapters: bool = False
+    slot: bool = False
     repository_key: str = ""
     swift: bool = False
+    weights: str = "full"
+    check: Callable[[str, float | None], None] = _any_weights
+    plain_tables: bool = False
+    chunk_bytes: int | None = None
     unverified: Sequence[str] = ()

@@ -75,6 +75,7 @@ class _LayerCache(LayerCache):
 
 def swift_transformers_functions(
     model: nn.Module,
+    chunks: Sequence[range] = (),
     *,
     context: int,
     prefill: Sequence[int] = (),

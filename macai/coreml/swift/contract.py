@@ -44,7 +44,7 @@ public enum Contract {{
     public static let weights = {string(manifest["weights"])}
     /// Where the model is meant to run: a case of `MLComputeUnits`.
     public static let computeUnits = {string(manifest["compute_units"])}
-    /// Shapes of the keys and values: layers, 1, heads, context, width of a head.
+    /// Shapes of what keeps keys and values; heads, context and width of a head are last.
     public static let states: [String: [Int]] = {dictionary(states)}
     /// The functions, by adapter. The first is loaded unless another is asked for.
     public static let variants: [ModelVariant] = [
