@@ -14,6 +14,8 @@ from macai.mil.lint.rule import Finding, rule
 from macai.mil.lint.subject import MANIFEST, Bundle, Subject
 
 CONTRACT = 1
+CHUNKED = 2
+"""The contract of a bundle of several packages."""
 _UNITS = ("all", "cpuAndGPU", "cpuAndNeuralEngine", "cpuOnly")
 _KEYS = (
     "bytes", "compute_units", "context", "eos_token_ids", "functions", "minimum_os", "name",
@@ -42,9 +44,10 @@ def bundle_manifest(subject: Subject) -> Iterator[Finding]:
     missing = [key for key in _KEYS if key not in bundle.manifest]
     if missing:
         yield Finding(f"no {', '.join(missing)}")
-    if bundle.manifest.get("contract") != CONTRACT:
+    known = CHUNKED if bundle.chunks else CONTRACT
+    if bundle.manifest.get("contract") != known:
         given = json.dumps(bundle.manifest.get("contract"))
-        yield Finding(f"contract {given}, known is {CONTRACT}")
+        yield Finding(f"contract {given}, known is {known}")
     units = bundle.manifest.get("compute_units", "all")
     if units not in _UNITS:
         yield Finding(f"compute_units {json.dumps(units)} is none of {', '.join(_UNITS)}")
@@ -230,7 +233,9 @@ def bundle_context(subject: Subject) -> Iterator[Finding]:
     for view in subject.views if context is not None else ():
         for name, spec in view.function.states.items():
             shape = spec.shape or ()
-            if name in ("keyCache", "valueCache") and shape[_CONTEXT_AXIS:-1] != (context,):
+            if name.startswith(("keyCache", "valueCache", "kvCache")) and shape[
+                _CONTEXT_AXIS:-1
+            ] != (context,):
                 yield Finding(f"context {context}, state {name} is {spec}", view.name)
 
 

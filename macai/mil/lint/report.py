@@ -1,14 +1,14 @@
 """Examine a package by every rule."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from macai.errors import PackageError
 from macai.mil.call import guarded
 from macai.mil.lint.rule import RULES, SEVERITIES, Finding, Rule, Severity
-from macai.mil.lint.subject import Subject, open_subject
+from macai.mil.lint.subject import Subject, open_subjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Report:
 
     Attributes:
         path: The package or bundle.
-        package: The package examined.
+        package: The package examined; of several the first.
         specification_version: Of the package.
         functions: Their names.
         applied: The rules that apply, the most severe first.
@@ -80,16 +80,30 @@ def _findings(rule: Rule, subject: Subject) -> list[Finding]:
         raise PackageError(f"{e.filename or where}: cannot be read: {e.strerror or e}") from e
 
 
+def _together(each: list[tuple[Subject, list[Finding]]]) -> list[Finding]:
+    """Return what was found in several packages: in all of them once, else with the package."""
+    if len(each) == 1:
+        return each[0][1]
+    shared = [f for f in each[0][1] if not f.function and all(f in found for _, found in each)]
+    return shared + [
+        replace(f, function=f"{subject.package.path.stem} {f.function}".rstrip())
+        for subject, found in each
+        for f in found
+        if f not in shared
+    ]
+
+
 def lint(path: Path) -> Report:
-    """Examine a .mlpackage, or a folder with one in it.
+    """Examine a .mlpackage, or a folder with one in it, or a bundle of several.
 
     Raises:
         PackageError: it cannot be opened, or is damaged beyond what rules can look at.
     """
-    subject = open_subject(path)
+    subjects = open_subjects(path)
+    subject = subjects[0]
     applied = []
     for rule in RULES.values():
-        found = _findings(rule, subject)
+        found = _together([(s, _findings(rule, s)) for s in subjects])
         if found:
             applied.append(Applied(rule, rule.severity_for(subject), tuple(found)))
     applied.sort(key=lambda a: SEVERITIES.index(a.severity))

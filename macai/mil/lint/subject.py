@@ -1,6 +1,7 @@
 """What is examined: a package, and the bundle around it if there is one."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,8 @@ class Bundle:
         problem: Why it cannot be read, or "".
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chunk: Mapping[str, Any] | None = None) -> None:
+        """Read it. A chunk, one of several packages, says itself what the manifest says of one."""
         self.folder = folder
         self.problem = ""
         self.manifest: dict[str, Any] = {}
@@ -32,6 +34,13 @@ class Bundle:
             self.manifest = _object(folder / MANIFEST)
         except JSON_ERRORS as e:
             self.problem = str(e)
+        self.manifest |= chunk or {}
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        """The packages of a model that is in several; empty if it is in one."""
+        given = self.manifest.get("chunks")
+        return [c for c in given if isinstance(c, dict)] if isinstance(given, list) else []
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the object in one of its JSON files; an empty one if it is not there or broken."""
@@ -121,25 +130,26 @@ class Subject:
         return _object(self.package.path / "Manifest.json")
 
 
-def open_subject(path: Path) -> Subject:
-    """Open a .mlpackage, or a folder with one in it.
+def open_subjects(path: Path) -> list[Subject]:
+    """Open a .mlpackage, or a folder with one in it, or a bundle of several.
 
     Raises:
         PackageError: there is no package, or it cannot be opened.
     """
     if (path / MANIFEST).is_file():
-        bundle = Bundle(path)
-        return Subject(open_package(_package_of(bundle)), bundle)
+        whole = Bundle(path)
+        bundles = [Bundle(path, chunk) for chunk in whole.chunks] or [whole]
+        return [Subject(open_package(_package_of(bundle)), bundle) for bundle in bundles]
     if path.is_dir() and not (path / "Manifest.json").is_file():
         inside = _packages(path)
         if len(inside) == 1:
-            return Subject(open_package(inside[0]))
+            return [Subject(open_package(inside[0]))]
         raise PackageError(
             f"{path}: neither {MANIFEST} nor Manifest.json in it"
             + (f", and {len(inside)} packages" if inside else ""),
             hint="give a .mlpackage folder, or a bundle that macai export wrote",
         )
-    return Subject(open_package(path))
+    return [Subject(open_package(path))]
 
 
 def _package_of(bundle: Bundle) -> Path:
