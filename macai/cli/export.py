@@ -61,21 +61,25 @@ def llm(
         str,
         typer.Option(
             help="gpu: functions of fixed shapes, with code for an app; swift-transformers: what "
-            "that library loads."
+            "that library loads; ane: for the Neural Engine, experimental, not tried on one."
         ),
     ] = "gpu",
+    chunks: Annotated[
+        int | None,
+        typer.Option(min=1, help="In how many packages; as few as the profile needs if not given."),
+    ] = None,
     prefill: Annotated[
         list[int] | None,
         typer.Option(help="Tokens of a prompt taken at once; may be repeated. Default: 64."),
     ] = None,
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how numbers are kept.")] = "fp16",
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="full; keep: quantised ones as they are, adapters as functions of their own; or "
-            "int8, int4-32, uint4-32, palette4-16 and the like."
+            "int8, int4-32, uint4-32, palette4-16 and the like. Default: full; of ane palette6-16."
         ),
-    ] = "full",
+    ] = None,
     bits_per_weight: Annotated[
         float | None,
         typer.Option(min=1, max=16, help="Mix schemes to this mean, by what each needs."),
@@ -112,6 +116,8 @@ def llm(
         from macai.coreml.bundle import bundle_name
         from macai.coreml.export_llm import Export, export_llm
         from macai.coreml.profiles import profile_called
+    chosen = profile_called(profile)
+    stored = weights or ("full" if bits_per_weight is not None else chosen.weights)
     adapters = _named(adapter or [])
     text = None if calibrate is None else read_text(calibrate)
     with atomic_directory(out, force=force) as folder, reporting() as progress:
@@ -120,7 +126,7 @@ def llm(
             source["license"] = MODELS[model].licence
         if repository := repository_of(model):
             source["repository"] = repository
-        if len(adapters) == 1 and weights != "keep":  # else it is not in the plain functions
+        if len(adapters) == 1 and stored != "keep":  # else it is not in the plain functions
             source["adapter"] = next(iter(adapters))
         export = Export(
             path=locate_model(model, progress=progress),
@@ -129,10 +135,11 @@ def llm(
             adapters=adapters,
             slot=_slot(adapter_slot, slot_target),
             context=context,
-            profile=profile_called(profile),
             prefill=prefill or (),
             precision=precision,
-            weights=weights,
+            profile=chosen,
+            chunks=chunks,
+            weights=stored,
             bits_per_weight=bits_per_weight,
             calibration=text,
             largest_increase=largest_increase,
@@ -182,7 +189,9 @@ def _slot(rank: int | None, targets: list[str] | None) -> "SlotOptions | None":
 
 def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) -> None:
     print(f"bundle: {out}")
-    print(f"package: {out / manifest.package}, {manifest.bytes / 1e6:.0f} MB, {manifest.weights}")
+    sizes = {c.package: c.bytes for c in manifest.chunks} or {manifest.package: manifest.bytes}
+    for package, size in sizes.items():
+        print(f"package: {out / package}, {size / 1e6:.0f} MB, {manifest.weights}")
     if slot := manifest.slot:
         print(f"slot: an adapter of rank {slot.rank} at most, for {len(slot.layers)} layers")
     if price := reports.get("compression"):
@@ -193,6 +202,10 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         )
         for path, reason in price["left_as_they_are"].items():
             print(f"left as it is: {path}: {reason}")
+    if manifest.unverified:
+        print(f"profile {manifest.profile} is experimental. Not verified is:")
+    for what in manifest.unverified:
+        print(f"  {what}")
     compared = {n: r for n, r in reports.items() if "functions" in r}
     if not compared:
         print("not verified", file=sys.stderr)

@@ -114,6 +114,24 @@ def test_export_json_is_one_line_with_manifest_and_verification(macai, folder, t
     assert value["out"] == str(tmp_path / "o")
 
 
+def test_packages_for_the_neural_engine_are_used_as_one_and_tell_what_nobody_tried(
+    macai, folder, adapter, tmp_path
+):
+    out = tmp_path / "out"
+    options = ("--profile", "ane", "--chunks", 2, "--adapter", adapter)
+    result = macai("export", "llm", "--model", folder, "--out", out, *SMALL, *options)
+    assert result.code == 0, result.err
+    assert [line for line in result.out.splitlines() if line.startswith("package: ")] == [
+        f"package: {out / f'small-{n}of2.mlpackage'}, 0 MB, palette6-16" for n in (1, 2)
+    ]
+    assert "profile ane is experimental. Not verified is:\n  that Core ML loads it" in result.out
+    assert result.out.splitlines()[-1] == "verified"
+    assert macai("verify", out, "--against", folder, "--adapter", adapter).code == 0
+    assert macai("doctor", out).code == 0
+    said = macai("run", out, "--prompt", "Hello", "--max-tokens", 4)
+    assert (said.code, bool(said.out)) == (0, True)
+
+
 def test_without_verification_it_says_so(macai, folder, tmp_path):
     out = tmp_path / "o"
     result = macai("export", "llm", "--model", folder, "--out", out, *SMALL, "--no-verify")
@@ -155,6 +173,10 @@ def test_an_existing_output_is_refused_before_anything_is_opened(macai, tmp_path
         (("--adapter-slot", 4, "--slot-target", "x"), "no linear layer is called 'x'"),
         (("--adapter-slot", 4, "--adapter", "a"), "a package with a slot takes adapters at run"),
         (("--calibrate", "nowhere.txt"), "nowhere.txt: cannot be read"),
+        (("--profile", "tpu"), "unknown profile 'tpu'"),
+        (("--chunks", 2), "profile gpu has all layers in one package"),
+        (("--profile", "ane", "--chunks", 3, "--weights", "full"), "3 chunks of a model with 2"),
+        (("--profile", "ane", "--weights", "int4-32"), "--weights int4-32 is not for the Neural"),
     ],
 )
 def test_wrong_values_are_one_error_and_leave_nothing(macai, folder, tmp_path, options, message):

@@ -148,6 +148,19 @@ def test_a_package_replies_as_the_model_it_was_made_of(macai, tiny_dir, data, tm
     assert said[0] != said[2]
 
 
+def test_packages_for_the_neural_engine_reply_as_their_model(macai, tiny_dir, data, tmp_path):
+    bundle = tmp_path / "bundle"
+    size = ("--context", 128, "--prefill", 32, "--precision", "fp32", "--positions", 8)
+    size += ("--profile", "ane", "--weights", "full", "--chunks", 2)
+    assert macai("export", "llm", "--model", tiny_dir, "--out", bundle, *size).code == 0
+    files = [tmp_path / "model.jsonl", tmp_path / "package.jsonl"]
+    for source, file in zip((("--model", tiny_dir), ("--package", bundle)), files, strict=True):
+        said = macai("score", *source, "--data", data, "--max-tokens", 9, "--replies", file)
+        assert said.code == 0
+        assert "replies: 4 of 4" in said.err
+    assert files[0].read_text() == files[1].read_text()
+
+
 def test_a_model_or_a_package_is_scored_and_not_both(macai, tiny_dir, data, tmp_path):
     for source in ((), ("--model", tiny_dir, "--package", tmp_path)):
         result = macai("score", *source, "--data", data)
