@@ -68,19 +68,23 @@ def tokens_of() -> np.ndarray:
 
 
 def agreement(model: nn.Module, path: Path) -> Agreement:
-    """Export a model in fp32 to `path`, run the package, and compare it with mlx-lm.
-
-    A prompt is taken by the prefill function, then tokens one at a time, with the package's state,
-    next to mlx-lm's own cache. Keys and values are float16 in any state of Core ML: MLX's caches
-    are rounded to that as well, so that the rest can be compared closely.
-    """
+    """Export a model in fp32 to `path`, run the package, and compare it with mlx-lm."""
     from macai.coreml import export_functions
     from macai.coreml.llm import llm_functions
     from macai.mil import open_package
 
     functions = llm_functions(model, context=CONTEXT, prefill=(ROWS,), precision="fp32")
     export_functions(functions, path, force=True)
-    package = open_package(path)
+    return package_agreement(model, open_package(path))
+
+
+def package_agreement(model: nn.Module, package: Any) -> Agreement:
+    """Run an opened package, or several that are a chain, and compare it with mlx-lm.
+
+    A prompt is taken by the prefill function, then tokens one at a time, with the package's state,
+    next to mlx-lm's own cache. Keys and values are float16 in any state of Core ML: MLX's caches
+    are rounded to that as well, so that the rest can be compared closely.
+    """
     state, cache = package.make_state("prefill"), rounded_cache(model)
     tokens = tokens_of()
     steps = [("prefill", 0, tokens[:ROWS])]

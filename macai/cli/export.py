@@ -202,10 +202,6 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         )
         for path, reason in price["left_as_they_are"].items():
             print(f"left as it is: {path}: {reason}")
-    if manifest.unverified:
-        print(f"profile {manifest.profile} is experimental. Not verified is:")
-    for what in manifest.unverified:
-        print(f"  {what}")
     compared = {n: r for n, r in reports.items() if "functions" in r}
     if not compared:
         print("not verified", file=sys.stderr)
@@ -213,13 +209,7 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         if len(compared) > 1:
             print(f"\n{name}")
         print_report(report)
-    _print_unverified(manifest)
-
-
-def _print_unverified(manifest: "Manifest") -> None:
-    from macai.coreml.profiles import profile_called
-
-    for text in profile_called(manifest.profile).unverified:
+    for text in manifest.unverified:
         print(f"not verified: {text}")
 
 

@@ -109,7 +109,6 @@ def write_bundle(
     packages = _package_paths(folder, name, len(layers))
     metadata = _metadata(loaded, name, source, context, profile)
     export_chunks(functions, packages, default=profile.default, metadata=metadata)
-    )
     progress("writing the bundle", 2, 3)
     told: dict[str, Any] = {"name": name, "source": source, "context": context}
     told["slot"] = options["slot"].slot if slot else None

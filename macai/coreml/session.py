@@ -55,9 +55,10 @@ class ReferenceRunner:
 
     def reset(self) -> None:
         """Empty the state, but for what it was said to hold."""
-        self._state: Any = self._package.make_state()
+        state: Any = self._package.make_state()
         for name, array in self._held.items():
-            self._state[name][...] = array
+            state[name][...] = array
+        self._state = state
 
 
 class Session:

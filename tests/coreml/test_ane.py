@@ -7,6 +7,7 @@ import coremltools as ct
 import numpy as np
 import pytest
 
+from macai.bench.architectures import CONTEXT, ROWS, build, config_of, package_agreement
 from macai.coreml.bundle import write_bundle
 from macai.coreml.chain import Chain
 from macai.coreml.chunks import export_chunks
@@ -24,7 +25,7 @@ from macai.mil import open_package
 from macai.mil.lint import lint
 from macai.models.load import load_model
 from tests.adapters import adapt, save
-from tests.coreml.test_architectures import CONTEXT, FAST, MORE, ROWS, agreement, built
+from tests.coreml.test_architectures import FAST, MORE
 from tests.coreml.test_device import StandIn
 
 IDS = [5, 80, 33, 7, 260, 9, 41, 17, 300, 77, 120, 8, 55, 401, 3]
@@ -47,7 +48,7 @@ def operations(package, function="decode"):
 
 def assert_agrees(model, folder):
     opened = packages(model, folder)
-    cosine, error = agreement(model, Chain(opened))
+    cosine, error = package_agreement(model, Chain(opened))
     assert cosine >= 0.99999
     assert error <= 1e-4
     return opened
@@ -55,7 +56,7 @@ def assert_agrees(model, folder):
 
 @pytest.mark.parametrize("name", ONES)
 def test_two_packages_for_the_neural_engine_say_what_mlx_says(name, tmp_path):
-    for package in assert_agrees(built(*FAST[name]), tmp_path):
+    for package in assert_agrees(build(config_of(*FAST[name])), tmp_path):
         assert not UNWANTED & set(operations(package))
         assert "conv" in operations(package)
 
@@ -63,11 +64,11 @@ def test_two_packages_for_the_neural_engine_say_what_mlx_says(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in FAST if n not in ONES] + list(MORE))
 def test_more_packages_for_the_neural_engine_say_what_mlx_says(name, tmp_path):
-    assert_agrees(built(*FAST[name]) if name in FAST else built(name, MORE[name]), tmp_path)
+    assert_agrees(build(config_of(*FAST.get(name, (name, MORE.get(name))))), tmp_path)
 
 
 def test_every_product_with_a_weight_is_a_convolution(tmp_path):
-    [package] = packages(built("llama", {}), tmp_path, [range(2)], "fp16")
+    [package] = packages(build(config_of("llama", {})), tmp_path, [range(2)], "fp16")
     for function in ("prefill", "decode"):
         kinds = operations(package, function)
         assert kinds.count("conv") == 2 * 7 + 1

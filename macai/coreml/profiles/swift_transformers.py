@@ -20,7 +20,7 @@ import mlx.nn as nn
 from macai.coreml.api import ExportFunction
 from macai.coreml.calls import MaskCalls
 from macai.coreml.flexible import Size
-from macai.coreml.llm import LayerCache, Store, cache_shape, check_lengths
+from macai.coreml.llm import KeysAndValues, LayerCache, Store, cache_shape, check_lengths
 from macai.coreml.lower import Compress, Settings
 from macai.coreml.profiles.profile import Profile
 

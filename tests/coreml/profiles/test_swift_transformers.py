@@ -206,7 +206,7 @@ def test_a_bundle_has_one_function_and_no_swift_but_how_to_use_it(bundle):
     card = " ".join((bundle / "README.md").read_text().split())
     assert "LanguageModel.loadCompiled(url: compiled, tokenizer: tokenizer)" in card
     assert f"have {CONTEXT - 1} tokens at most" in card
-    assert "Not verified: that Core ML loads and runs it" in card
+    assert "Not verified is: - that Core ML loads and runs it" in card
 
 
 def test_doctor_has_no_errors_to_find_and_of_the_mask_nothing_to_say(bundle):
