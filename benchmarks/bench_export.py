@@ -1,15 +1,23 @@
-"""Seconds and memory of exporting a language model, beside torch and coremltools' own converter.
+"""Seconds and memory of exporting a language model, beside other converters.
 
     python benchmarks/bench_export.py [--model DIR] [--runs 3] [--peer torch] [--context 512]
-                                      [--peer-python PYTHON] [--verified]
+                                      [--peer-python PYTHON] [--verified] [--model-size 1b]
+    python benchmarks/bench_export.py --peer mlx2coreml --peer-python PYTHON
 
 Each export is a process of its own, from the folder of a Hugging Face model to a saved package;
 they alternate in one run. macai writes two functions with states (a prefill of 64 tokens, and
 decode), not compared with the model; with --verified once more as it does unless told not to,
-compared. The peer traces transformers' model for 64 tokens without a cache and converts that: less.
-It needs the oracle extra, in the Python that --peer-python names. Prints one JSON line: medians of
-wall and of CPU seconds (user and system, of all threads), the highest peak of resident memory, and
-their ratios.
+compared. The peer torch traces transformers' model for 64 tokens without a cache and converts that:
+less. It needs the oracle extra, in the Python that --peer-python names. With --model-size the model
+is a random one of the shape of Llama 3.2 1B, written where this is run: 2.5 GB. Prints one JSON
+line: medians of wall and of CPU seconds (user and system, of all threads), the highest peak of
+resident memory, and their ratios.
+
+With --peer mlx2coreml nothing is timed: tiny random models of the architectures that macai promises
+are exported by both, run by macai's own runtime, and compared with MLX. The peer's Python has it
+and what it runs on Linux with:
+
+    pip install mlx2coreml==0.1.1 mlx-lm==0.32.2 'mlx[cpu]==0.32.4' coremltools==9.0
 """
 
 import argparse
@@ -18,6 +26,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from macai.bench.machine import machine, versions
 from macai.bench.process import Run, measure
@@ -64,6 +73,69 @@ package = ct.convert(
 package.save(out)
 """
 
+# A folder of a random model of Llama 3.2 1B's shape, a file a layer, with another's tokenizer.
+_RANDOM = """
+import json, shutil, sys
+from pathlib import Path
+import macai.models
+import mlx.core as mx
+from macai.catalog import locate_model
+folder, H, F, KV, V, LAYERS = Path(sys.argv[2]), 2048, 8192, 512, 128256, 16
+for file in locate_model(sys.argv[1], progress=lambda *_: None).glob("tokenizer*"):
+    shutil.copy(file, folder)
+config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": H}
+config |= {"intermediate_size": F, "num_hidden_layers": LAYERS, "num_attention_heads": 32}
+config |= {"num_key_value_heads": 8, "head_dim": 64, "vocab_size": V, "rms_norm_eps": 1e-5}
+config |= {"rope_theta": 500000.0, "max_position_embeddings": 131072, "tie_word_embeddings": True}
+config["rope_scaling"] = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0}
+config["rope_scaling"] |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+(folder / "config.json").write_text(json.dumps(config))
+mx.random.seed(0)
+
+def random(*shape):
+    return mx.random.uniform(-0.03, 0.03, shape, mx.float16)
+
+def write(number, arrays):
+    mx.save_safetensors(f"{folder}/model-{number:02}.safetensors", arrays)
+
+ones = mx.ones((H,), mx.float16)
+write(0, {"model.embed_tokens.weight": random(V, H), "model.norm.weight": ones})
+shapes = {"self_attn.q_proj": (H, H), "self_attn.k_proj": (KV, H), "self_attn.v_proj": (KV, H)}
+shapes |= {"self_attn.o_proj": (H, H), "mlp.gate_proj": (F, H), "mlp.up_proj": (F, H)}
+shapes["mlp.down_proj"] = (H, F)
+for layer in range(LAYERS):
+    arrays = {f"{name}.weight": random(*shape) for name, shape in shapes.items()}
+    arrays |= {f"{name}_layernorm.weight": ones for name in ("input", "post_attention")}
+    write(layer + 1, {f"model.layers.{layer}.{name}": a for name, a in arrays.items()})
+"""
+_MLX2COREML = """
+import importlib.metadata, json, sys, warnings
+warnings.simplefilter("ignore")
+import mlx.core as mx
+import mlx2coreml
+from mlx_lm.utils import _get_classes
+folder, out = sys.argv[1:]
+config = json.load(open(f"{folder}/config.json"))
+made, arguments = _get_classes(config)
+model = made(arguments.from_dict(config))
+model.load_weights(f"{folder}/model.safetensors")
+mx.eval(model.parameters())
+names = ("mlx2coreml", "mlx", "mlx-lm", "coremltools")
+result = {"versions": {name: importlib.metadata.version(name) for name in names}}
+settings = {"deployment_target": "iOS18", "convert_to": "mlprogram", "compute_precision": "fp32"}
+try:
+    mlx2coreml.convert_mlx_to_coreml(
+        model,
+        {"input_ids": mx.array([json.load(open(f"{folder}/ids.json"))], dtype=mx.int32)},
+        config=mlx2coreml.ConversionConfig(**settings),
+        capture_function=lambda input_ids: model(input_ids),
+    ).model.save(out)
+except Exception as e:
+    lines = str(e).splitlines()
+    result["refused"] = f"{type(e).__name__}: {' '.join(lines[:2])}"
+print(json.dumps(result))
+"""
+
 
 def main() -> None:
     """Print one JSON line."""
@@ -71,14 +143,19 @@ def main() -> None:
     options.add_argument("--model", default="smollm2-135m")
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--context", type=int, default=512)
-    options.add_argument("--peer", choices=["torch", "none"], default="none")
+    options.add_argument("--peer", choices=["torch", "mlx2coreml", "none"], default="none")
     options.add_argument("--peer-python", default=sys.executable)
     options.add_argument("--verified", action="store_true")
+    options.add_argument("--model-size", choices=["1b"])
     chosen = options.parse_args()
+    if chosen.peer == "mlx2coreml":
+        print(json.dumps(beside_mlx2coreml(chosen.peer_python)))
+        return
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
-        measure([sys.executable, "-c", _HALVES, chosen.model, str(folder)])
+        prepare = _RANDOM if chosen.model_size else _HALVES
+        measure([sys.executable, "-c", prepare, chosen.model, str(folder)])
         ours = [sys.executable, "-m", "macai", "export", "llm", "--model", str(folder)]
         ours += ["--force", "--context", str(chosen.context), "--out", f"{scratch}/ours"]
         commands = {"macai": [*ours, "--no-verify"]}
@@ -111,6 +188,54 @@ def summary(runs: dict[str, list[Run]], weights: int) -> dict[str, object]:
     if "torch" in seconds:
         result["torch_seconds_per_macai_second"] = round(seconds["torch"] / seconds["macai"], 2)
         result["the_same_of_cpu_seconds"] = round(cpu["torch"] / cpu["macai"], 2)
+    return result
+
+
+def beside_mlx2coreml(python: str) -> dict[str, Any]:
+    """Export each listed architecture by both; return how near each package is to MLX."""
+    import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
+    from macai.bench.architectures import LISTED, agreement, build, config_of
+
+    found: dict[str, Any] = {}
+    peer_versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+        for name, extra in LISTED.items():
+            config = config_of(name, extra)
+            model = build(config)
+            ours = agreement(model, Path(scratch) / "ours.mlpackage")
+            theirs = _mlx2coreml(python, model, config, Path(scratch))
+            peer_versions = theirs.pop("versions")
+            found[name] = {"macai": ours._asdict(), "mlx2coreml": theirs}
+    return {
+        "benchmark": "architectures",
+        "architectures": found,
+        "machine": machine(),
+        "versions": versions(),
+        "peer_versions": peer_versions,
+    }
+
+
+def _mlx2coreml(python: str, model: Any, config: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Export by the peer a model of a prompt without a cache, which is what it can; compare."""
+    import mlx.core as mx
+    import numpy as np
+
+    from macai.bench.architectures import ROWS, compared, tokens_of
+    from macai.mil import open_package
+    from macai.models.arrays import named_arrays
+
+    folder, package = scratch / "model", scratch / "theirs.mlpackage"
+    folder.mkdir(exist_ok=True)
+    ids = tokens_of()[:ROWS]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "ids.json").write_text(json.dumps(ids.tolist()))
+    mx.save_safetensors(str(folder / "model.safetensors"), named_arrays(model.parameters()))
+    run = measure([python, "-c", _MLX2COREML, str(folder), str(package)])
+    result: dict[str, Any] = json.loads(run.output.splitlines()[-1])
+    if "refused" not in result:
+        logits = next(iter(open_package(package).functions.values())).run({"input_ids": ids[None]})
+        got = next(iter(logits.outputs.values()))[0]
+        result |= compared(list(got), list(np.array(model(mx.array(ids)[None])[0])))._asdict()
     return result
 
 
