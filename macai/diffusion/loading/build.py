@@ -171,7 +171,7 @@ def _values(
             weights[name] = tensor.to_mlx(bits)
         if not_finite:
             continue  # what follows would be computed for nothing
-        made = to_mlx(weights, model)
+        made = to_mlx(weights)
         made = {name: value.astype(DTYPES[precision.dtype]) for name, value in made.items()}
         made = {name: mx.contiguous(value) for name, value in made.items()}
         del weights

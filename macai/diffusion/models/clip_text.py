@@ -1,20 +1,18 @@
 """CLIP's text encoders (arXiv:2103.00020): OpenAI's ViT-L, and H and bigG of OpenCLIP.
 
 Parameters have the names of transformers' CLIPTextModel in the files people have, which begin with
-"text_model."; see `canonical_names`. There is no tokenizer here.
+"text_model."; `macai.diffusion.loading.sources` knows others. There is no tokenizer here.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from macai.diffusion.models.configs import read_config, unsupported
 from macai.errors import ModelError
-
-T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "quick_gelu": nn.gelu_fast_approx,
@@ -228,17 +226,3 @@ def end_of_text(input_ids: mx.array, eos_token_id: int) -> mx.array:
     if eos_token_id == LEGACY_EOS:
         return mx.argmax(input_ids, axis=-1)
     return mx.argmax((input_ids == eos_token_id).astype(mx.int32), axis=-1)
-
-
-def canonical_names(weights: Mapping[str, T]) -> dict[str, T]:
-    """Return a text encoder's weights under the names of the modules here.
-
-    Older files begin each name but text_projection's with "text_model."; transformers 5 writes
-    CLIPTextModel's without. The buffer position_ids of the oldest is dropped: it only counts.
-    """
-    prefix, own = "text_model.", "text_projection."
-    return {
-        name if name.startswith((prefix, own)) else prefix + name: value
-        for name, value in weights.items()
-        if not name.endswith("embeddings.position_ids")
-    }

@@ -12,12 +12,10 @@ from macai.diffusion.models.clip_text import (
     HIDDEN,
     CLIPTextConfig,
     CLIPTextModel,
-    canonical_names,
     causal_mask,
     end_of_text,
 )
 from macai.errors import ModelError
-from macai.models.arrays import named_arrays
 from tests.diffusion.models.text_vae_cases import (
     TEXT_CONFIGS,
     psnr,
@@ -110,16 +108,6 @@ def test_a_float16_encoder_computes_finite_states_of_its_own_type():
 def test_more_tokens_than_positions_are_an_error():
     with pytest.raises(ValueError, match="78 tokens, and the model has positions for 77"):
         from_config(TEXT_CONFIGS["vit-l"])(mx.zeros((1, 78), mx.int32))
-
-
-@pytest.mark.parametrize("kind", ["vit-l", "big-g"])
-def test_names_with_and_without_the_prefix_are_the_models_names(kind):
-    names = list(named_arrays(from_config(TEXT_CONFIGS[kind]).parameters()))
-    assert "text_model.encoder.layers.0.self_attn.k_proj.weight" in names
-    short = {n.removeprefix("text_model."): i for i, n in enumerate(names)}
-    wanted = {n: i for i, n in enumerate(names)}
-    assert canonical_names(short) == wanted
-    assert canonical_names(wanted | {"text_model.embeddings.position_ids": -1}) == wanted
 
 
 @pytest.mark.parametrize(

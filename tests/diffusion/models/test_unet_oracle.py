@@ -153,7 +153,7 @@ def compare_in_turn(config, **sizes):
     gc.collect()
     ours = model_of(config)
     for name in list(weights):
-        (converted,) = to_mlx({name: weights.pop(name)}, ours).items()
+        (converted,) = to_mlx({name: weights.pop(name)}).items()
         mx.eval(converted[1])
         ours.load_weights([converted], strict=False)
     assert all(0.05 < np.std(one) < 20 for one in wanted)  # or the weights hide what they do

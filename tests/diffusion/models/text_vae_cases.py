@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macai.diffusion.models.layout import to_mlx, to_torch
-from macai.models.arrays import named_arrays
+from macai.diffusion.loading.coverage import torch_shapes
+from macai.diffusion.loading.sources import diffusers_table
+from macai.diffusion.models.layout import to_mlx
 
 TEXT = {
     "vocab_size": 410,
@@ -112,13 +113,18 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict
 
 def with_random_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter of a model of macai its random weight."""
-    shapes = {n: a.shape for n, a in to_torch(named_arrays(model.parameters())).items()}
-    return loaded(model, random_weights(shapes, seed))
+    return loaded(model, random_weights(torch_shapes(model), seed))
 
 
 def loaded(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
-    """Give a model of macai weights in torch's layout; all of them and no others."""
-    model.load_weights(list(to_mlx(weights, model).items()), strict=True)
+    """Give a model of macai weights of torch under any of their names; all and no others."""
+    shapes = torch_shapes(model)
+    table = diffusers_table(shapes)
+    names = {p: next(s.name for s in table[p] if s.name in weights) for p in shapes}
+    assert set(names.values()) == set(weights)
+    # A projection may be a linear layer on one side and a 1x1 convolution on the other.
+    own = {p: weights[name].reshape(shapes[p]) for p, name in names.items()}
+    model.load_weights(list(to_mlx(own).items()), strict=True)
     mx.eval(model.parameters())
     return model
 
