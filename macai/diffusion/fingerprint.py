@@ -3,7 +3,7 @@
 import hashlib
 
 from macai.diffusion.loading import Checkpoint
-from macai.diffusion.loading.stored import ITEM_BYTES
+from macai.models.stored import ITEM_BYTES
 
 SAMPLE_BYTES = 4096
 

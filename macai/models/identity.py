@@ -1,12 +1,12 @@
 """What makes a base model that base model: short hashes kept with every adapter."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from macai.errors import FormatError
+from macai.models.safetensors import read_safetensors
+from macai.models.stored import ITEM_BYTES, StoredTensor
 
 SAMPLE_BYTES = 4096
 
@@ -42,37 +42,19 @@ def identify(path: Path, *, chat_template: str | None) -> Identity:
 
 
 def _weights_digest(path: Path) -> Any:
-    tensors: dict[str, tuple[str, list[int], Path, int, int]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in sorted(path.glob("model*.safetensors")):
-        start, header = _header(file)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            tensors[name] = (entry["dtype"], entry["shape"], file, start + begin, start + end)
+        tensors |= read_safetensors(file).tensors
     digest = hashlib.sha256()
     # By name, not by file: a sharded copy of a model is the same model.
-    for name, (dtype, shape, file, begin, end) in sorted(tensors.items()):
-        digest.update(f"{name} {dtype} {shape}\n".encode())
-        with file.open("rb") as f:
-            f.seek(begin)
-            digest.update(f.read(min(SAMPLE_BYTES, end - begin)))
-            f.seek(max(begin, end - SAMPLE_BYTES))
-            digest.update(f.read(min(SAMPLE_BYTES, end - begin)))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        size = tensor.size * ITEM_BYTES[tensor.dtype]
+        with tensor.file.open("rb") as f:
+            for begin in (0, max(0, size - SAMPLE_BYTES)):
+                f.seek(tensor.begin + begin)
+                digest.update(f.read(min(SAMPLE_BYTES, size)))
     return digest
-
-
-def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Return where the tensors' bytes start and the header of a safetensors file."""
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if length > size - 8:
-            raise FormatError(f"{file}: truncated or not a safetensors file")
-        try:
-            header = json.loads(f.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError) as e:
-            raise FormatError(f"{file}: its header is not JSON") from e
-    header.pop("__metadata__", None)
-    return 8 + length, header
 
 
 def _short(digest: Any) -> str:

@@ -108,5 +108,5 @@ def test_another_template_changes_its_hash_only(folder):
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, b"\x03\0\0\0\0\0\0\0{]}"])
 def test_a_file_that_is_no_safetensors_is_refused(folder, content):
     (folder / WEIGHTS).write_bytes(content)
-    with pytest.raises(FormatError, match=r"model\.safetensors: (truncated|its header)"):
+    with pytest.raises(FormatError, match=r"model\.safetensors: (not a saf|its header|it ends)"):
         identify(folder, chat_template=None)

@@ -13,12 +13,12 @@ import numpy as np
 
 from macai.diffusion.loading.contents import Part
 from macai.diffusion.loading.coverage import match, named, torch_shapes
-from macai.diffusion.loading.shown import shown
-from macai.diffusion.loading.stored import FLOATS, StoredTensor
 from macai.diffusion.models import from_config
 from macai.diffusion.models.layout import to_mlx
 from macai.errors import ModelError
 from macai.models.arrays import named_arrays
+from macai.models.shown import shown
+from macai.models.stored import FLOATS, StoredTensor
 
 BATCH_BYTES = 64 << 20
 DTYPES: Mapping[str, mx.Dtype] = {

@@ -8,7 +8,7 @@ from typing import Any
 from macai.diffusion.loading import known_configs
 from macai.diffusion.loading.coverage import left_over
 from macai.diffusion.loading.sources import MakeTable, diffusers_table
-from macai.diffusion.loading.stored import StoredTensor
+from macai.models.stored import StoredTensor
 
 CUSTOM = "custom"
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet")

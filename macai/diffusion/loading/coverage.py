@@ -9,11 +9,11 @@ from pathlib import Path
 
 import mlx.nn as nn
 
-from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.sources import Source, Table
-from macai.diffusion.loading.stored import StoredTensor
 from macai.errors import ModelError
 from macai.models.arrays import named_arrays
+from macai.models.shown import shown
+from macai.models.stored import StoredTensor
 
 SHOWN = 3
 Shape = tuple[int, ...]

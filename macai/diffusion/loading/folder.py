@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from macai.diffusion.loading.contents import COMPONENTS, TOKENIZERS, Contents, Part, kind_of
-from macai.diffusion.loading.shown import shown
-from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.loading.weights import open_weights
 from macai.errors import FormatError, ModelError
+from macai.models.shown import shown
+from macai.models.stored import StoredTensor
 
 INDEX, CONFIG = "model_index.json", "config.json"
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macai.diffusion.loading.shown import shown
 from macai.errors import FormatError, ModelError
+from macai.models.shown import shown
 
 MAX_PICKLE_BYTES = 16 << 20  # tensors take about 300 bytes each: fifty thousand
 MAX_ARGUMENTS = 16

@@ -14,7 +14,6 @@ from macai.diffusion.loading import known_configs
 from macai.diffusion.loading.contents import CUSTOM, Contents, Part, kind_of
 from macai.diffusion.loading.coverage import left_over
 from macai.diffusion.loading.folder import CONFIG, component_of, read_json
-from macai.diffusion.loading.shown import shown
 from macai.diffusion.loading.sources import (
     EMA,
     MakeTable,
@@ -23,9 +22,10 @@ from macai.diffusion.loading.sources import (
     ldm_vae_table,
     open_clip_table,
 )
-from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.loading.weights import WeightsFile, open_weights
 from macai.errors import ModelError, UsageError
+from macai.models.shown import shown
+from macai.models.stored import StoredTensor
 
 UNET, CONTROL = "model.diffusion_model.", "control_model."
 VAES = ("first_stage_model.", "vae.")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from macai.diffusion.loading.pickle_machine import Named, Opaque
-from macai.diffusion.loading.safetensors import MAX_DIMENSIONS
+from macai.models.safetensors import MAX_DIMENSIONS
 
 _STORAGES = {
     "BoolStorage": "BOOL",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from macai.diffusion.loading.pickle_machine import MAX_PICKLE_BYTES, Machine
-from macai.diffusion.loading.shown import shown
-from macai.diffusion.loading.stored import ITEM_BYTES, StoredTensor
 from macai.diffusion.loading.torch_objects import NAMES, PickledTensor, Storage, storage
 from macai.errors import FormatError
+from macai.models.shown import shown
+from macai.models.stored import ITEM_BYTES, StoredTensor
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from macai.diffusion.loading.safetensors import read_safetensors
-from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.loading.unpickle import LEGACY_START, is_torch_file, read_torch
 from macai.errors import FormatError
+from macai.models.safetensors import read_safetensors
+from macai.models.stored import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)

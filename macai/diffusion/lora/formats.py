@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.loading.weights import open_weights
 from macai.diffusion.lora import version
 from macai.diffusion.lora.names import Layer, Layers, NameTable, Shape
@@ -19,6 +18,7 @@ from macai.diffusion.lora.parts import BrokenLayerError, make_update, sort_tenso
 from macai.diffusion.lora.peft_config import Scales, read_scales
 from macai.diffusion.lora.updates import Update, fits
 from macai.errors import AdapterError
+from macai.models.stored import StoredTensor
 
 FILE_STEMS = ("pytorch_lora_weights", "adapter_model")  # diffusers' and PEFT's
 _SHOWN = 3

@@ -12,11 +12,11 @@ import numpy as np
 from macai.diffusion.loading import Models, known_configs, save_folder
 from macai.diffusion.loading.coverage import torch_shapes
 from macai.diffusion.loading.sources import MakeTable
-from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.models import from_config
 from macai.diffusion.models.layout import to_torch
 from macai.diffusion.tokenizer import ClipTokenizer
 from macai.models.arrays import named_arrays
+from macai.models.stored import StoredTensor
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 

@@ -11,10 +11,10 @@ from macai.diffusion.loading.contents import Contents
 from macai.diffusion.loading.coverage import Coverage, match, torch_shapes
 from macai.diffusion.loading.single_file import Wishes, read_single_file
 from macai.diffusion.loading.sources import Table
-from macai.diffusion.loading.stored import StoredTensor
 from macai.diffusion.loading.weights import WeightsFile
 from macai.diffusion.models import from_config
 from macai.errors import ModelError
+from macai.models.stored import StoredTensor
 from tests.diffusion.loading.cases import GOLDENS, golden_file
 
 KINDS = ["sd1", "sd1-inpaint", "sd2", "sdxl", "sdxl-refiner", "controlnet"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from macai.diffusion.loading.shown import shown
-from macai.diffusion.loading.stored import ITEM_BYTES, StoredTensor
 from macai.errors import FormatError
+from macai.models.shown import shown
+from macai.models.stored import ITEM_BYTES, StoredTensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 16

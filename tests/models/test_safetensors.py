@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macai.diffusion.loading.safetensors import read_safetensors
 from macai.diffusion.loading.weights import open_weights
 from macai.errors import FormatError, MacaiError
+from macai.models.safetensors import read_safetensors
 
 
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:

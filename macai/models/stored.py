@@ -12,8 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from macai.diffusion.loading.shown import shown
 from macai.errors import FormatError
+from macai.models.shown import shown
 
 _NUMPY: dict[str, str] = {
     "BOOL": "?",
