@@ -4,8 +4,6 @@
 [rank, in] and `lora_B.weight` [out, rank]; the key "macai" in the config holds the hashes.
 """
 
-import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import mlx.core as mx
 from macai import __version__
 from macai.errors import AdapterError
 from macai.files import write_json
+from macai.models import peft_config
 from macai.models.arrays import load_arrays, save_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
@@ -33,18 +32,13 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 NAME = re.compile(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight")
+# What the layers here have no place for, or what changes them without a tensor of its own.
 UNSUPPORTED = (
     "use_dora",
     "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
-    "fan_in_fan_out",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "kasa_config",
-    "monteclora_config",
+    *peft_config.UNSUPPORTED,
 )
 # How PEFT draws A. Its others (pissa, olora, corda, loftq) change the base itself.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -158,35 +152,28 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"{folder}: no {CONFIG} in it", hint="--adapter takes the folder macai train wrote"
         )
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        rank, alpha = int(value["r"]), float(value["lora_alpha"])
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise peft_config.no_configuration(str(file), e) from e
+    value = peft_config.parse_object(text, str(file))
+    config = peft_config.read_config(value, str(file), UNSUPPORTED)
+    try:
         own = value.get("macai") or {}
         base = Identity(**own["base"]) if own.get("base") else None
         dropout = float(value.get("lora_dropout") or 0.0)
-    # int() of JSON's Infinity overflows; json itself gives up on very deep nesting.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as e:
-        raise AdapterError(f"{file}: not a LoRA configuration ({type(e).__name__}: {e})") from e
-    unsupported = [k for k in UNSUPPORTED if value.get(k)]
-    if value.get("init_lora_weights", True) not in PLAIN_STARTS:
-        unsupported.insert(0, "init_lora_weights")
+    except peft_config.WRONG_VALUES as e:
+        raise peft_config.no_configuration(str(file), e) from e
+    unsupported = []
     if value.get("peft_type") != "LORA" or value.get("bias", "none") != "none":
-        unsupported.insert(0, "peft_type or bias")
-    if rank < 1 or not math.isfinite(alpha):
-        unsupported.insert(0, f"r = {rank} with lora_alpha = {alpha}")
+        unsupported.append("peft_type or bias")
+    if value.get("init_lora_weights", True) not in PLAIN_STARTS:
+        unsupported.append("init_lora_weights")
     if unsupported:
-        raise AdapterError(f"{file}: {', '.join(unsupported)}: not supported by this version")
+        raise peft_config.not_supported(str(file), unsupported)
     return AdapterConfig(
-        rank=rank,
-        alpha=alpha,
-        scale=alpha / math.sqrt(rank) if value.get("use_rslora") else alpha / rank,
+        rank=config.rank,
+        alpha=config.alpha,
+        scale=config.scale(),
         dropout=dropout,
         base_name=str(value.get("base_model_name_or_path") or ""),
         base=base,

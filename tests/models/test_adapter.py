@@ -305,9 +305,9 @@ def test_a_start_that_leaves_the_base_alone_is_accepted(folder, start):
 )
 def test_a_hostile_config_is_one_message(tiny, folder, text):
     (folder / CONFIG).write_text(text)
-    assert f"{CONFIG}: not a LoRA configuration" in refusal(tiny, folder).message
+    assert f"{CONFIG} is no LoRA configuration" in refusal(tiny, folder).message
 
 
 def test_a_config_that_is_no_text_is_one_message(tiny, folder):
     (folder / CONFIG).write_bytes(b'{"r": "\xff"}')
-    assert "not a LoRA configuration" in refusal(tiny, folder).message
+    assert "is no LoRA configuration" in refusal(tiny, folder).message

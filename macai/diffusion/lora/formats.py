@@ -15,7 +15,7 @@ from macai.diffusion.loading.weights import open_weights
 from macai.diffusion.lora import version
 from macai.diffusion.lora.names import Layer, Layers, NameTable, Shape
 from macai.diffusion.lora.parts import BrokenLayerError, make_update, sort_tensors
-from macai.diffusion.lora.peft_config import Scales, read_scales
+from macai.diffusion.lora.scales import Scales, read_scales
 from macai.diffusion.lora.updates import Update, fits
 from macai.errors import AdapterError
 from macai.models.stored import StoredTensor

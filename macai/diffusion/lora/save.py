@@ -20,7 +20,7 @@ from macai.diffusion.lora.names import (
     sgm_paths,
     with_text_model,
 )
-from macai.diffusion.lora.peft_config import METADATA_KEY
+from macai.diffusion.lora.scales import METADATA_KEY
 from macai.diffusion.lora.updates import Hadamard, Kronecker, LowRank, Update
 from macai.diffusion.lora.version import model_width
 from macai.errors import AdapterError
