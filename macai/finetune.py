@@ -6,7 +6,6 @@ The only reader of a Recipe below the command line. What it leaves in the output
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.optimizers as optim
 
 from macai.data.batches import Plan, divide, plan_epoch, shared_prefix
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared, prepare
-from macai.errors import OutputError, TrainingError
-from macai.files import atomic_file, refuse_existing
+from macai.files import refuse_existing
 from macai.models.adapter import (
     CONFIG,
     WEIGHTS,
@@ -38,21 +35,20 @@ from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
 from macai.models.prefix import can_share_prefix
 from macai.recipe import Recipe, differences, dumps, load_recipe
-from macai.train.checkpoint import FILE, Checkpoint, load_checkpoint, restore, save_checkpoint
+from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.evaluate import mean_loss
-from macai.train.events import Event, Started, Stopped, Validated, Validating
+from macai.train.events import Event, Started, Validated, Validating
 from macai.train.gradient import Gradient
 from macai.train.job import Job
 from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
 from macai.train.machine import workers_for
-from macai.train.metrics import METRICS, forget_after, log
-from macai.train.optimizer import init
+from macai.train.optimizer import adamw
 from macai.train.progress import Progress
+from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
 from macai.train.schedule import learning_rate
 from macai.train.team import Team
 
-RECIPE = "recipe.toml"
 LEAST_PREFIX = 8  # tokens, and rows of a part of a step: with fewer, computing a shared prefix in a
 LEAST_ROWS = 4  #   pass of its own costs more than it saves
 
@@ -141,15 +137,14 @@ def _set_up(
         "seed": recipe.train.seed,
     }
     add_lora(loaded.model, **lora)
-    # MLX leaves Adam's bias correction off by default; the papers and PyTorch have it on.
     options = recipe.optimizer
-    optimizer = optim.AdamW(
+    optimizer = adamw(
+        loaded.model,
         learning_rate=options.learning_rate,
-        betas=[options.beta1, options.beta2],
+        beta1=options.beta1,
+        beta2=options.beta2,
         weight_decay=options.weight_decay,
-        bias_correction=True,
     )
-    init(optimizer, loaded.model)
     pad_id = loaded.tokenizer.pad_token_id
     progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress(workers=0)
     progress.workers = workers_for(loaded.model, recipe.train.workers, before=progress.workers)
@@ -221,31 +216,29 @@ def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[E
         seed=run.recipe.train.seed,
         first_step=progress.step,
     )
-    every, save_every = run.recipe.train.eval_every, run.recipe.train.save_every
-    every = every or run.steps_per_epoch
-    with (run.out / METRICS).open("a", encoding="utf-8") as metrics:
-        for report in reports:
-            progress.count(report)
-            log(metrics, asdict(report))
-            yield report
-            last = report.step == run.steps
-            if validate := last or report.step % every == 0:
-                yield from _validate(run, metrics)
-            stop = not last and should_stop()
-            if validate or stop or (save_every and report.step % save_every == 0):
-                save_checkpoint(
-                    run.out,
-                    run.loaded.model,
-                    run.optimizer,
-                    {"run": run.fingerprint, "progress": asdict(progress)},
-                )
-            if stop:
-                yield Stopped(step=report.step)
-                return
-    yield progress.summary(adapter=str(run.out), steps_per_epoch=run.steps_per_epoch)
+    times = run.recipe.train
+    finished = yield from follow(
+        reports,
+        run.out,
+        progress,
+        last=run.steps,
+        eval_every=times.eval_every or run.steps_per_epoch,
+        save_every=times.save_every,
+        measured=asdict,
+        validate=partial(_validate, run),
+        save=lambda: _save(run),
+        should_stop=should_stop,
+    )
+    if finished:
+        yield progress.summary(adapter=str(run.out), steps_per_epoch=run.steps_per_epoch)
 
 
-def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
+def _save(run: _Run) -> None:
+    state = {"run": run.fingerprint, "progress": asdict(run.progress)}
+    save_checkpoint(run.out, run.loaded.model, run.optimizer, state)
+
+
+def _validate(run: _Run, note: Log) -> Iterator[Event]:
     """Measure the validation loss, and keep the adapter if it is the best so far."""
     progress, began = run.progress, time.perf_counter()
     events = mean_loss(
@@ -260,18 +253,14 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
     for done, total, mean in events:
         yield Validating(done=done, total=total)
         loss = mean
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"step {progress.step}: the validation loss is {loss}",
-            hint="lower optimizer.learning_rate; the last checkpoint is intact",
-        )
+    require_finite(loss, progress.step)
     best = progress.best_valid_loss is None or loss < progress.best_valid_loss
     progress.valid_loss = loss
     if best:
         progress.best_valid_loss = loss
         save_adapter_weights(run.out, adapter_weights(run.loaded))
     progress.valid_seconds += time.perf_counter() - began
-    log(metrics, {"step": progress.step, "valid_loss": loss})
+    note({"step": progress.step, "valid_loss": loss})
     yield Validated(step=progress.step, loss=loss, best=best)
 
 
@@ -304,15 +293,7 @@ def _steps_to_do(run: _Run) -> Iterator[list[Plan]]:
 
 def _write_start(run: _Run) -> None:
     """Write what describes the run; take away what an earlier run left."""
-    try:
-        run.out.mkdir(parents=True, exist_ok=True)
-        for name in (FILE, METRICS, WEIGHTS, CONFIG):
-            (run.out / name).unlink(missing_ok=True)
-        _remove_partial_files(run.out)
-    except OSError as e:
-        raise OutputError(f"{run.out}: cannot be written: {e.strerror}") from e
-    with atomic_file(run.out / RECIPE) as temporary:
-        temporary.write_text(dumps(run.recipe), encoding="utf-8")
+    begin(run.out, dumps(run.recipe), files=(WEIGHTS, CONFIG))
     adapter = run.recipe.adapter
     save_adapter_config(
         run.loaded,
@@ -326,43 +307,32 @@ def _write_start(run: _Run) -> None:
             base=identify(run.loaded.path, chat_template=run.loaded.tokenizer.chat_template),
         ),
     )
-    mx.reset_peak_memory()
 
 
 def _resume(run: _Run, checkpoint: Checkpoint) -> None:
-    """Go back to the last checkpoint: its arrays and its metrics."""
-    saved = checkpoint.state["run"]
-    if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
-        problem = f"{run.out}: its run had another {' and '.join(different)}"
-        changes = differences(load_recipe(run.out / RECIPE), run.recipe)
-        raise TrainingError(
-            "\n  ".join([problem, *changes]),
-            hint="resume with all it was started with, or start anew with --force instead",
-        )
-    restore(checkpoint, run.loaded.model, run.optimizer)
-    _remove_partial_files(run.out)
-    forget_after(run.out / METRICS, run.progress.step)
-
-
-def _remove_partial_files(out: Path) -> None:
-    """Take away what a killed run was writing, which can be as large as a checkpoint."""
-    for file in out.glob(".*.partial.*"):
-        file.unlink(missing_ok=True)
+    """Go back to the last checkpoint."""
+    go_on(
+        run.out,
+        checkpoint,
+        run.loaded.model,
+        run.optimizer,
+        fingerprint=run.fingerprint,
+        changes=lambda: differences(load_recipe(run.out / RECIPE), run.recipe),
+    )
 
 
 def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) -> dict[str, str]:
     """Return hashes of all that decides the result: a resumed run must have the same."""
-    digest = hashlib.sha256()
+    rows = hashlib.sha256()
     for example in examples:
-        digest.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
+        rows.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
     free = ("save_every", "workers")  # of these the second changes the result by rounding
     decisive["train"] = {k: v for k, v in decisive["train"].items() if k not in free}
-    numbers = json.loads(json.dumps(decisive), parse_int=float)  # 2 epochs are 2.0 epochs
     return {
-        "recipe": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
+        "recipe": digest(decisive),
         "base model": base.weights,
-        "data set": digest.hexdigest(),
+        "data set": rows.hexdigest(),
     }
 
 

@@ -16,6 +16,7 @@ from macai.finetune import finetune
 from macai.models.adapter import adapter_weights, load_adapter
 from macai.models.load import load_model
 from macai.recipe import Adapter, Batch, Data, Optimizer, Recipe, Schedule, Train, load_recipe
+from macai.train import run as run_module
 from macai.train.checkpoint import load_checkpoint
 from macai.train.evaluate import mean_loss
 from macai.train.events import Started, Stopped, Summary, Validated
@@ -215,9 +216,9 @@ def test_starting_the_optimiser_anew_would_be_noticed(run, tmp_path, uninterrupt
         real(checkpoint, model, optimizer)
         optimizer.state = moments
 
-    real = finetune_module.restore
+    real = run_module.restore
     run(small(), tmp_path / "run", stop_at=8)
-    monkeypatch.setattr(finetune_module, "restore", forgetful)
+    monkeypatch.setattr(run_module, "restore", forgetful)
     run(small(), tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run")["arrays"] != uninterrupted[0]["arrays"]
 

@@ -62,8 +62,14 @@ def data(tmp_path_factory):
     return picture_dir(tmp_path_factory.mktemp("pictures") / "p")
 
 
-def run(recipe, model, data, out, **options):
-    return list(finetune_diffusion(recipe, model, data=data, out=out, **options))
+def run(recipe, model, data, out, *, until=lambda events: False, **options):
+    """Run a recipe, and stop it once `until` is true of what happened."""
+    events = []
+    for event in finetune_diffusion(
+        recipe, model, data=data, out=out, should_stop=lambda: until(events), **options
+    ):
+        events.append(event)
+    return events
 
 
 def of(events, kind):
@@ -81,14 +87,8 @@ def same(first, second, tolerance=0.0):
         assert np.abs(array - second[name]).max() <= tolerance, name
 
 
-def stop_after(steps):
-    asked = []
-
-    def should_stop():
-        asked.append(None)
-        return len(asked) >= steps
-
-    return should_stop
+def after(step):
+    return lambda events: any(report.step == step for report in of(events, Report))
 
 
 def test_a_lora_run_tells_what_happens_and_leaves_both_files(model, data, tmp_path):
@@ -138,7 +138,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model, data, tmp_pat
     )
     whole, parts = tmp_path / "whole" / "r", tmp_path / "parts" / "r"
     events = run(recipe, model, data, whole)
-    stopped = run(recipe, model, data, parts, should_stop=stop_after(3))
+    stopped = run(recipe, model, data, parts, until=after(3))
     assert stopped[-1] == Stopped(step=3)
     resumed = run(recipe, model, data, parts, resume=True)
     same(trained(whole), trained(parts))
@@ -149,6 +149,22 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model, data, tmp_pat
     assert [v.loss for v in of(events, Validated)][1:] == [v.loss for v in of(resumed, Validated)]
     assert any((whole / "cache").iterdir())
     assert len({s.file for s in of(events, Sampled)}) == 3
+
+
+def test_a_run_may_be_stopped_while_pictures_are_encoded(model, data, tmp_path):
+    recipe = replace(UNET, data=Data(cache_gib=0.0))
+    run(recipe, model, data, tmp_path / "whole")
+    stopped = run(
+        recipe,
+        model,
+        data,
+        tmp_path / "parts",
+        until=lambda events: len(of(events, Preparing)) == 2,
+    )
+    assert stopped[1:] == [Preparing(done=1, total=4), Preparing(done=2, total=4), Stopped(step=0)]
+    assert len(list((tmp_path / "parts" / "cache").iterdir())) == 2
+    run(recipe, model, data, tmp_path / "parts", resume=True)
+    same(trained(tmp_path / "whole"), trained(tmp_path / "parts"))
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(model, data, tmp_path):
@@ -195,7 +211,7 @@ def test_two_processes_compute_what_one_does_and_are_resumed_bit_for_bit(
         assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=1e-3)
         assert a.real_tokens == b.real_tokens
     parts = tmp_path / "parts" / "r"
-    run(of_workers(2), model, data, parts, should_stop=stop_after(2))
+    run(of_workers(2), model, data, parts, until=after(2))
     run(of_workers(2), model, data, parts, resume=True)
     same(trained(tmp_path / "two" / "r"), trained(parts))
     if recipe.diffusion.train == "lora":
@@ -315,7 +331,7 @@ def test_numbers_that_are_none_stop_the_run_and_are_not_saved(model, data, tmp_p
 
 def test_a_run_with_other_pictures_or_another_recipe_is_not_resumed(model, data, tmp_path):
     out = tmp_path / "out"
-    run(LORA, model, data, out, should_stop=stop_after(2))
+    run(LORA, model, data, out, until=after(2))
     with pytest.raises(TrainingError, match=r"(?s)another recipe.*lora.rank = 2 there, 3 here"):
         run(replace(LORA, lora=replace(LORA.lora, rank=3)), model, data, out, resume=True)
     other = picture_dir(tmp_path / "other")

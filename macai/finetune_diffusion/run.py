@@ -1,9 +1,5 @@
 """A run: set up, steps, validations, samples, checkpoints. An iterator of events."""
 
-import hashlib
-import json
-import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.optimizers as optim
 
 from macai.diffusion.images import write_picture
@@ -20,8 +15,7 @@ from macai.diffusion.training.average import Average
 from macai.diffusion.training.base import Base, open_base
 from macai.diffusion.training.cpu_ops import cpu_ops
 from macai.diffusion.training.plan import Planner
-from macai.errors import OutputError, TrainingError
-from macai.files import atomic_file, refuse_existing
+from macai.files import refuse_existing
 from macai.finetune_diffusion import data as pictures_of
 from macai.finetune_diffusion.data import Pictures
 from macai.finetune_diffusion.events import Event, Preparing, Sampled, Started, Summary
@@ -32,16 +26,15 @@ from macai.finetune_diffusion.task import Task
 from macai.finetune_diffusion.tasks import CACHE, make_task, require_parts, side_of
 from macai.models.arrays import named_arrays, scalar
 from macai.recipe import DiffusionRecipe, differences, dumps, load_any_recipe
-from macai.train.checkpoint import FILE, Checkpoint, load_checkpoint, restore, save_checkpoint
+from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.events import Stopped, Validated, Validating
 from macai.train.loop import Report, train
-from macai.train.metrics import METRICS, forget_after, log
-from macai.train.optimizer import init, joined, put
+from macai.train.optimizer import adamw, joined, put
 from macai.train.progress import Progress
+from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
 from macai.train.schedule import learning_rate
 from macai.train.team import Team
 
-RECIPE = "recipe.toml"
 SAMPLES = "samples"
 AVERAGE = "average"
 
@@ -97,12 +90,16 @@ def finetune_diffusion(
     if checkpoint:
         _resume(run, checkpoint)
     else:
-        _write_start(run)
+        begin(out, dumps(recipe), files=run.task.files, folders=(MODEL, SAMPLES, CACHE))
     yield _started(run)
     prepare = run.task.prepare
     for done, compute in enumerate(prepare, 1):
         compute()
         yield Preparing(done=done, total=len(prepare))
+        if should_stop():
+            _save(run)
+            yield Stopped(step=run.progress.step)
+            return
     gradient = ImageGradient(run.task.model, run.task.loss)
     with cpu_ops(run.task.model), Team(run.task.model, gradient, run.job) as team:
         yield from _steps(run, team, should_stop)
@@ -122,13 +119,13 @@ def _set_up(
     progress.workers = workers_for(recipe, base, steps=steps, before=progress.workers)
     task = make_task(recipe, base, pictures, out, side, workers=progress.workers)
     options = recipe.optimizer
-    optimizer = optim.AdamW(
+    optimizer = adamw(
+        task.model,
         learning_rate=options.learning_rate,
-        betas=[options.beta1, options.beta2],
+        beta1=options.beta1,
+        beta2=options.beta2,
         weight_decay=options.weight_decay,
-        bias_correction=True,
     )
-    init(optimizer, task.model)
     average = None
     if recipe.diffusion.ema_decay:
         average = Average(joined(task.model.trainable_parameters()), recipe.diffusion.ema_decay)
@@ -174,36 +171,35 @@ def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[E
         seed=run.recipe.train.seed,
         first_step=progress.step,
     )
-    times = run.recipe.train
-    with (run.out / METRICS).open("a", encoding="utf-8") as metrics:
-        for report in reports:
-            progress.count(report)
-            if run.average is not None:
-                run.average.add(joined(run.task.model.trainable_parameters()), report.step)
-            log(metrics, _measured(report))
-            yield report
-            last = report.step == run.steps
-            validate = last or (
-                bool(run.task.validation)
-                and _due(report.step, times.eval_every or run.planner.steps_per_epoch)
-            )
-            if validate:
-                yield from _validate(run, metrics)
-            if run.recipe.sample.every and (last or _due(report.step, run.recipe.sample.every)):
-                yield _sample(run, metrics)
-            stop = not last and should_stop()
-            if validate or stop or (times.save_every and _due(report.step, times.save_every)):
-                _save(run)
-            if stop:
-                yield Stopped(step=report.step)
-                return
-    with _averaged(run):
-        run.task.finish()
-    yield _summary(run)
+    times, every = run.recipe.train, 0
+    if run.task.validation:
+        every = times.eval_every or run.planner.steps_per_epoch
+    finished = yield from follow(
+        _averaging(run, reports),
+        run.out,
+        progress,
+        last=run.steps,
+        eval_every=every,
+        save_every=times.save_every,
+        measured=_measured,
+        validate=partial(_validate, run),
+        save=partial(_save, run),
+        should_stop=should_stop,
+        sample=partial(_sample, run),
+        sample_every=run.recipe.sample.every,
+    )
+    if finished:
+        with _averaged(run):
+            run.task.finish()
+        yield _summary(run)
 
 
-def _due(step: int, every: int) -> bool:
-    return step % every == 0
+def _averaging(run: _Run, reports: Iterator[Report]) -> Iterator[Report]:
+    """Take the weights after each step into their average."""
+    for report in reports:
+        if run.average is not None:
+            run.average.add(joined(run.task.model.trainable_parameters()), report.step)
+        yield report
 
 
 def _steps_to_do(run: _Run) -> Iterator[list[Part]]:
@@ -229,7 +225,7 @@ def _averaged(run: _Run) -> Iterator[None]:
         model.train()
 
 
-def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
+def _validate(run: _Run, note: Log) -> Iterator[Event]:
     """Measure the validation loss, and keep the weights if it is the best so far."""
     progress, began = run.progress, time.perf_counter()
     batches = run.task.validation
@@ -244,28 +240,24 @@ def _validate(run: _Run, metrics: Any) -> Iterator[Event]:
             images += batch.images
             yield Validating(done=done, total=len(batches))
         loss = total / images
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {progress.step}: the validation loss is {loss}",
-                hint="lower optimizer.learning_rate; the last checkpoint is intact",
-            )
+        require_finite(loss, progress.step)
         best = progress.best_valid_loss is None or loss < progress.best_valid_loss
         progress.valid_loss = loss
         if best:
             progress.best_valid_loss = loss
             run.task.save()
     progress.valid_seconds += time.perf_counter() - began
-    log(metrics, {"step": progress.step, "valid_loss": loss})
+    note({"step": progress.step, "valid_loss": loss})
     yield Validated(step=progress.step, loss=loss, best=best)
 
 
-def _sample(run: _Run, metrics: Any) -> Sampled:
+def _sample(run: _Run, note: Log) -> Sampled:
     began, step = time.perf_counter(), run.progress.step
     file = run.out / SAMPLES / f"step-{step:06d}.png"
     with _averaged(run):
         write_picture(file, run.task.sample())
     run.progress.valid_seconds += time.perf_counter() - began
-    log(metrics, {"step": step, "sample": str(file.relative_to(run.out))})
+    note({"step": step, "sample": str(file.relative_to(run.out))})
     return Sampled(step=step, file=str(file))
 
 
@@ -284,46 +276,18 @@ def _save(run: _Run) -> None:
     save_checkpoint(run.out, run.task.model, run.optimizer, state, extra)
 
 
-def _write_start(run: _Run) -> None:
-    """Write what describes the run; take away what an earlier run left."""
-    try:
-        run.out.mkdir(parents=True, exist_ok=True)
-        for name in (FILE, METRICS, *run.task.files):
-            (run.out / name).unlink(missing_ok=True)
-        for name in (MODEL, SAMPLES, CACHE):
-            shutil.rmtree(run.out / name, ignore_errors=True)
-        _remove_partial_files(run.out)
-    except OSError as e:
-        raise OutputError(f"{run.out}: cannot be written: {e.strerror}") from e
-    with atomic_file(run.out / RECIPE) as temporary:
-        temporary.write_text(dumps(run.recipe), encoding="utf-8")
-    mx.reset_peak_memory()
-
-
 def _resume(run: _Run, checkpoint: Checkpoint) -> None:
-    """Go back to the last checkpoint: its arrays and its metrics."""
-    saved = checkpoint.state["run"]
-    if different := [k for k, v in run.fingerprint.items() if saved.get(k) != v]:
-        before = load_any_recipe(run.out / RECIPE)
-        changes = differences(before, run.recipe)
-        raise TrainingError(
-            "\n  ".join([f"{run.out}: its run had another {' and '.join(different)}", *changes]),
-            hint="resume with all it was started with, or start anew with --force instead",
-        )
-    restore(checkpoint, run.task.model, run.optimizer)
+    """Go back to the last checkpoint."""
+    go_on(
+        run.out,
+        checkpoint,
+        run.task.model,
+        run.optimizer,
+        fingerprint=run.fingerprint,
+        changes=lambda: differences(load_any_recipe(run.out / RECIPE), run.recipe),
+    )
     if run.average is not None:
         run.average.vector = checkpoint.arrays[f"extra.{AVERAGE}"]
-    _remove_partial_files(run.out)
-    forget_after(run.out / METRICS, run.progress.step)
-
-
-def _remove_partial_files(out: Path) -> None:
-    """Take away what a killed run was writing, which can be as large as a checkpoint."""
-    for file in out.glob(".*.partial*"):
-        if file.is_dir():
-            shutil.rmtree(file, ignore_errors=True)
-        else:
-            file.unlink(missing_ok=True)
 
 
 def _fingerprint(recipe: DiffusionRecipe, task: Task, pictures: Pictures) -> dict[str, str]:
@@ -335,9 +299,8 @@ def _fingerprint(recipe: DiffusionRecipe, task: Task, pictures: Pictures) -> dic
     decisive["train"] = {
         k: v for k, v in decisive["train"].items() if k not in ("save_every", "workers")
     }
-    numbers = json.loads(json.dumps(decisive), parse_int=float)  # 2 epochs are 2.0 epochs
     return {
-        "recipe": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
+        "recipe": digest(decisive),
         "base model": task.name,
         "data set": pictures.digest(),
     }

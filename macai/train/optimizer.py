@@ -27,6 +27,20 @@ def init(optimizer: optim.Optimizer, model: nn.Module) -> None:
     optimizer.init({_ALL: joined(model.trainable_parameters())})
 
 
+def adamw(
+    model: nn.Module, *, learning_rate: float, beta1: float, beta2: float, weight_decay: float
+) -> optim.Optimizer:
+    """Return AdamW with its initial state for the trainable parameters of `model`."""
+    optimizer = optim.AdamW(
+        learning_rate=learning_rate,
+        betas=[beta1, beta2],
+        weight_decay=weight_decay,
+        bias_correction=True,  # MLX leaves it off by default; the papers and PyTorch have it on
+    )
+    init(optimizer, model)
+    return optimizer
+
+
 def update(optimizer: optim.Optimizer, model: nn.Module, gradient: mx.array) -> None:
     """Take one step; `gradient` is `joined`, in the order of the trainable parameters. Lazy."""
     parameters = joined(model.trainable_parameters())
