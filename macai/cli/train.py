@@ -3,29 +3,40 @@
 import json
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from macai.cli.signals import stop_on_signal
 
 if TYPE_CHECKING:
-    from macai.recipe import Recipe
+    from macai.cli.training_view import TrainingView
+    from macai.finetune_diffusion.events import Summary as ImageSummary
+    from macai.recipe import DiffusionRecipe, Recipe
     from macai.train.events import Summary
+
+Result = TypeVar("Result")
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe by name or a .toml file.")] = "lora",
     model: Annotated[
-        str | None, typer.Option(help="A catalogue name, a folder, a .gguf file or a hub id.")
+        str | None,
+        typer.Option(
+            help="A catalogue name, a folder, a .gguf file or a hub id; for pictures as in image."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with train.jsonl and valid.jsonl, or one .jsonl.")
+        Path | None,
+        typer.Option(
+            help="A folder with train.jsonl and valid.jsonl, or one .jsonl; a folder of pictures."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder for the adapter.")] = Path("runs/adapter"),
+    out: Annotated[Path, typer.Option(help="The folder for the result.")] = Path("runs/adapter"),
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=1."),
@@ -44,7 +55,6 @@ def train(
     Example: macai train sd-lora --model stable-diffusion --data pictures --out runs/style
     """
     from macai.catalog import find_recipe
-    from macai.cli.train_images import run_image_recipe, show_result
     from macai.recipe import Recipe, load_any_recipe
 
     if resume and force:
@@ -59,47 +69,77 @@ def train(
         values, result = asdict(summary), f"adapter: {summary.adapter}"
     else:
         pictured = run_image_recipe(loaded, **options)
-        values, result = asdict(pictured), show_result(pictured)
+        values, result = asdict(pictured), _result(pictured)
     print(json.dumps(values) if as_json else result)
 
 
 def run_recipe(
     recipe: "Recipe", *, data: Path | None, out: Path, resume: bool = False, force: bool = False
 ) -> "Summary":
-    """Run a recipe with a live view on stderr; a stopped run exits with 130 (Ctrl-C) or 143."""
+    """Tune a language model with a live view on stderr; a stopped run exits with 130 or 143."""
     from macai.catalog import locate_model
-    from macai.cli.progress import TrainingView, reporting
-    from macai.errors import UsageError
-    from macai.files import refuse_existing
+    from macai.cli.progress import reporting
+    from macai.cli.training_view import TextTrainingView
     from macai.finetune import finetune
     from macai.models.load import load_model
-    from macai.train.events import Stopped, Summary
-    from macai.train.unsaved import remove_unsaved, removing_unsaved
+    from macai.train.events import Summary
 
-    data = data or recipe.data.path
-    if data is None:
-        raise UsageError("no data to learn from", hint="give --data examples.jsonl, or a folder")
-    if not resume:  # before minutes go into fetching a model
-        remove_unsaved(out)
-        refuse_existing(out, force=force)
+    data = _require_data(data or recipe.data.path, "give --data examples.jsonl, or a folder")
+    _refuse_existing(out, resume=resume, force=force)
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
     loaded = load_model(folder)
-    with (
-        stop_on_signal(partial(remove_unsaved, out)) as stop_requested,
-        removing_unsaved(out),
-        TrainingView() as view,
-    ):
-        events = finetune(
-            recipe,
-            loaded,
-            data=data,
-            out=out,
-            resume=resume,
-            force=force,
-            should_stop=lambda: stop_requested() is not None,
-        )
-        for event in events:
+    start = partial(finetune, recipe, loaded, data=data, out=out, resume=resume, force=force)
+    return _follow(start, TextTrainingView(), Summary, out)
+
+
+def run_image_recipe(
+    recipe: "DiffusionRecipe", *, data: Path | None, out: Path, resume: bool, force: bool
+) -> "ImageSummary":
+    """Train on pictures; else as `run_recipe`."""
+    from macai.catalog import locate_pipeline
+    from macai.cli.training_view import PictureTrainingView
+    from macai.finetune_diffusion import finetune_diffusion
+    from macai.finetune_diffusion.events import Summary
+
+    data = _require_data(data or recipe.data.path, "give --data and a folder of pictures")
+    _refuse_existing(out, resume=resume, force=force)
+    model = locate_pipeline(recipe.model)
+    start = partial(
+        finetune_diffusion, recipe, model, data=data, out=out, resume=resume, force=force
+    )
+    return _follow(start, PictureTrainingView(), Summary, out)
+
+
+def _require_data(data: Path | None, hint: str) -> Path:
+    from macai.errors import UsageError
+
+    if data is None:
+        raise UsageError("no data to learn from", hint=hint)
+    return data
+
+
+def _refuse_existing(out: Path, *, resume: bool, force: bool) -> None:
+    """Refuse a folder that is in use before minutes go into fetching a model."""
+    from macai.files import refuse_existing
+    from macai.train.unsaved import remove_unsaved
+
+    if not resume:
+        remove_unsaved(out)
+        refuse_existing(out, force=force)
+
+
+def _follow(
+    start: Callable[..., Iterator[object]], view: "TrainingView", result: type[Result], out: Path
+) -> Result:
+    """Show what happens until the result; a run that is asked to stop ends the process."""
+    from macai.train.events import Stopped
+    from macai.train.unsaved import remove_unsaved, removing_unsaved
+
+    event: object = None
+    ending = partial(remove_unsaved, out)
+    with stop_on_signal(ending) as stop_requested, removing_unsaved(out), view:
+        for event in start(should_stop=lambda: stop_requested() is not None):
             view.show(event)
     if isinstance(event, Stopped):
         number = stop_requested() or signal.SIGINT
@@ -108,5 +148,9 @@ def run_recipe(
             file=sys.stderr,
         )
         raise typer.Exit(128 + number)
-    assert isinstance(event, Summary)
+    assert isinstance(event, result)
     return event
+
+
+def _result(summary: "ImageSummary") -> str:
+    return f"model: {summary.model}" if summary.model else f"adapter: {summary.adapter}"

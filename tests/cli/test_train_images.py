@@ -117,7 +117,9 @@ def test_a_wrong_word_is_one_message_with_a_hint(
 def test_without_data_one_is_told_how_to_give_it(macai, folder, tmp_path):
     result = macai("train", "sd-lora", "--model", folder, "--out", tmp_path / "run")
     assert (result.code, result.out) == (1, "")
-    assert result.err.startswith("error: no pictures to learn from\nhint: give --data")
+    assert result.err.startswith(
+        "error: no data to learn from\nhint: give --data and a folder of pictures"
+    )
 
 
 def test_a_stopped_run_goes_on_where_it_was(macai, folder, data, tmp_path):

@@ -1,0 +1,190 @@
+"""What a training run looks like on stderr: a bar with step, loss, speed, memory and time left."""
+
+import time
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, ClassVar
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from macai.cli.progress import LINE_SECONDS, console
+from macai.finetune_diffusion import events as of_pictures
+from macai.train import events as of_texts
+from macai.train.events import Validated, Validating
+from macai.train.loop import Report
+
+
+class TrainingView(ABC):
+    """Shows the events of a run; a subclass knows what a kind of run says of itself.
+
+    Attributes:
+        unit: What is learnt from, and counted: a step's `real_tokens`.
+        kept: What is kept of the best step so far.
+        digits: Of a loss after the point.
+        speed: Digits of the speed after the point.
+    """
+
+    unit: ClassVar[str]
+    kept: ClassVar[str]
+    digits: ClassVar[int]
+    speed: ClassVar[int]
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[facts]}", markup=False),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bars.add_task("preparing", total=1, facts="", visible=False)
+        self.steps = 0
+        self.seconds = 0.0
+        self.units = 0
+        self.seen = 0
+        self.printed = time.monotonic()
+
+    def __enter__(self) -> "TrainingView":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def show(self, event: Any) -> None:
+        """Show one event."""
+        if isinstance(event, Report):
+            self._step(event)
+        elif isinstance(event, Validating):
+            self.bars.update(self.task, description=f"validating {event.done}/{event.total}")
+        elif isinstance(event, Validated):
+            kept = f", the best so far: {self.kept}" if event.best else ""
+            self.console.print(f"step {event.step}: validation loss {event.loss:.4f}{kept}")
+            self.bars.update(self.task, description="training")
+        else:
+            self.show_own(event)
+
+    @abstractmethod
+    def show_own(self, event: Any) -> None:
+        """Show an event of this kind of run."""
+
+    def begin(self, facts: list[str], *, workers: int, steps: int, first_step: int) -> None:
+        """Say what is about to be trained, and show the bar."""
+        if workers > 1:
+            facts = [*facts, f"{workers} processes share each step"]
+        self.console.print("; ".join(facts))
+        if first_step:
+            done = ", the last one: nothing is left to do" if first_step == steps else ""
+            self.console.print(f"resumed at step {first_step}{done}")
+        self.steps = steps
+        self.bars.update(
+            self.task, description="training", total=steps, completed=first_step, visible=True
+        )
+
+    def due(self) -> bool:
+        """Return whether it is time for another line, where stderr is no terminal."""
+        if self.console.is_terminal or time.monotonic() - self.printed < LINE_SECONDS:
+            return False
+        self.printed = time.monotonic()
+        return True
+
+    def line(self, text: str) -> None:
+        """Print a line where stderr is no terminal, which has the bar for it."""
+        if not self.console.is_terminal:
+            self.printed = time.monotonic()
+            self.console.print(text)
+
+    def _step(self, report: Report) -> None:
+        self.seconds += report.seconds
+        self.units += report.real_tokens
+        self.seen += 1
+        facts = (
+            f"loss {report.loss:.{self.digits}f}  "
+            f"{self.units / self.seconds:.{self.speed}f} {self.unit}/s  "
+            f"{report.peak_memory_bytes / 1e9:.1f} GB"
+        )
+        self.bars.update(self.task, completed=report.step, description="training", facts=facts)
+        if self.seen == 1 or report.step == self.steps or self.due():
+            left = (self.steps - report.step) * self.seconds / self.seen
+            self.line(f"step {report.step}/{self.steps}  {facts}  {left:.0f} s left")
+
+
+class TextTrainingView(TrainingView):
+    """Of a language model."""
+
+    unit = "tokens"
+    kept = "adapter saved"
+    digits = 3
+    speed = 0
+
+    def show_own(self, event: Any) -> None:
+        """Show what only such a run says."""
+        if isinstance(event, of_texts.Started):
+            self._start(event)
+        elif isinstance(event, of_texts.Summary):
+            self.console.print(
+                f"done: {event.steps} steps in {event.seconds:.0f} s, "
+                f"{event.tokens_per_second:.0f} tokens/s, "
+                f"best validation loss {event.best_valid_loss:.4f}"
+            )
+
+    def _start(self, event: of_texts.Started) -> None:
+        out = [f"{event.train_rows} rows to learn from, {event.valid_rows} to check with"]
+        if event.dropped_rows or event.shortened_rows:
+            out.append(f"over max_length: {event.dropped_rows} dropped, {event.shortened_rows} cut")
+        out.append(f"{event.trainable_parameters / 1e6:.1f} M parameters to train")
+        out.append(f"{event.real_share:.0%} of a step's tokens are real")
+        if event.shared_prefix:
+            out.append(f"all rows begin with the same {event.shared_prefix}, computed once a batch")
+        self.begin(out, workers=event.workers, steps=event.steps, first_step=event.first_step)
+
+
+class PictureTrainingView(TrainingView):
+    """Of Stable Diffusion."""
+
+    unit = "pictures"
+    kept = "kept"
+    digits = 4
+    speed = 2
+
+    def show_own(self, event: Any) -> None:
+        """Show what only such a run says."""
+        if isinstance(event, of_pictures.Started):
+            self._start(event)
+        elif isinstance(event, of_pictures.Preparing):
+            what = f"encoding pictures: {event.done} of {event.total}"
+            self.bars.update(self.task, description=what)
+            if event.done == event.total or self.due():
+                self.line(what)
+        elif isinstance(event, of_pictures.Sampled):
+            self.console.print(f"step {event.step}: {event.file}")
+        elif isinstance(event, of_pictures.Summary):
+            best = event.best_valid_loss
+            self.console.print(
+                f"done: {event.steps} steps in {event.seconds:.0f} s, "
+                f"{event.images_per_second:.2f} pictures/s"
+                + ("" if best is None else f", best validation loss {best:.4f}")
+            )
+
+    def _start(self, event: of_pictures.Started) -> None:
+        out = [f"{event.train_images} pictures to learn from, {event.valid_images} to check with"]
+        if event.class_images:
+            out.append(f"{event.class_images} of the class")
+        sizes = sorted(event.sizes.items(), key=lambda item: -item[1])
+        out.append(", ".join(f"{count} of {size}" for size, count in sizes))
+        if event.enlarged:
+            out.append(f"{event.enlarged} of them enlarged")
+        if event.cut_captions:
+            out.append(f"{event.cut_captions} captions are too long and cut")
+        if event.random:
+            out.append(f"random weights: {', '.join(event.random)}")
+        out.append(f"{event.trainable_parameters / 1e6:.1f} M parameters to train")
+        self.begin(out, workers=event.workers, steps=event.steps, first_step=event.first_step)
