@@ -34,7 +34,7 @@ from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
 from macai.models.prefix import can_share_prefix
-from macai.recipe import Recipe, differences, dumps, load_recipe
+from macai.recipe import Recipe, differences, dumps, load_any_recipe
 from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.evaluate import mean_loss
 from macai.train.events import Event, Started, Validated, Validating
@@ -317,7 +317,7 @@ def _resume(run: _Run, checkpoint: Checkpoint) -> None:
         run.loaded.model,
         run.optimizer,
         fingerprint=run.fingerprint,
-        changes=lambda: differences(load_recipe(run.out / RECIPE), run.recipe),
+        changes=lambda: differences(load_any_recipe(run.out / RECIPE), run.recipe),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from macai.diffusion.images import upright_size
 from macai.diffusion.loading import open_checkpoint
 from macai.diffusion.lora.formats import read_lora
 from macai.diffusion.lora.layers import layers_of
@@ -421,6 +422,36 @@ def test_models_that_training_is_not_for_are_refused(data, tmp_path):
     with pytest.raises(ModelError, match="LCM"):
         run(LORA, lcm, data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_that_cannot_be_stop_a_run_before_it_begins(model, data, tmp_path):
+    recipe = replace(LORA, sample=Sample(every=1, steps=2000))
+    with pytest.raises(UsageError, match="2000 steps"):
+        run(recipe, model, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_resolution_is_brought_to_what_a_latent_is_wide(model, data, tmp_path):
+    recipe = replace(
+        LORA,
+        data=Data(resolution=21, bucket_step=2),
+        sample=Sample(every=1, steps=1),
+        train=Train(steps=1),
+    )
+    events = run(recipe, model, data, tmp_path / "out")
+    assert of(events, Started)[0].sizes == {"20x20": 4}
+    assert upright_size(tmp_path / "out" / "samples" / "step-000001.png") == (40, 40)
+
+
+def test_a_run_of_another_kind_is_not_resumed(model, data, tmp_path):
+    run(replace(LORA, train=Train(steps=1)), model, data, tmp_path / "out")
+    written = (tmp_path / "out" / "recipe.toml").read_text()
+    (tmp_path / "out" / "recipe.toml").write_text('model = "m"\n')
+    with pytest.raises(TrainingError, match="kind = language there, diffusion here"):
+        run(LORA, model, data, tmp_path / "out", resume=True)
+    (tmp_path / "out" / "recipe.toml").write_text(written)
+    with pytest.raises(TrainingError, match=r"train.steps = 1 there, 4 here"):
+        run(LORA, model, data, tmp_path / "out", resume=True)
 
 
 def test_bad_pictures_stop_a_run_before_it_begins(model, tmp_path):

@@ -16,7 +16,7 @@ from macai.errors import FormatError, ModelError, UsageError
 from macai.files import atomic_file
 
 MULTIPLE = 8
-"""Sides of a picture are multiples of it: pixels a latent is wide."""
+"""Sides of a picture of its own size are multiples of it: what most models want."""
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**28
@@ -45,7 +45,7 @@ def read_picture(
             transparency out, as diffusers does.
 
     Raises:
-        UsageError: no such file, or a size that is not positive and a multiple of 8.
+        UsageError: no such file, or a size that is not positive.
         FormatError: not a picture, a damaged one, or one of more than 100 million pixels.
     """
     return _pixels(_open(path, "RGB", background), path, size) * 2 - 1
@@ -190,8 +190,8 @@ def _pixels(image: Image.Image, path: Path, size: tuple[int, int] | None) -> Pic
         if not all(size):
             raise UsageError(f"{path}: {image.width}x{image.height} pixels are too few")
     width, height = size
-    if width < 1 or height < 1 or width % MULTIPLE or height % MULTIPLE:
-        raise UsageError(f"{width}x{height} pixels: sides must be multiples of {MULTIPLE}")
+    if width < 1 or height < 1:
+        raise UsageError(f"{width}x{height} pixels: no picture has such a size")
     fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     array = np.asarray(fitted, np.float32) / np.float32(255)
     return array.reshape(1, height, width, -1).astype(np.float32)

@@ -86,7 +86,8 @@ def finetune_diffusion(
     side, factor = side_of(base)
     pictures = pictures_of.read(recipe, data, factor=factor, side=side)
     checkpoint = load_checkpoint(out) if resume else None
-    run = _set_up(recipe, base, pictures, out, checkpoint, recipe.data.resolution or side)
+    side = max(factor, (recipe.data.resolution or side) // factor * factor)
+    run = _set_up(recipe, base, pictures, out, checkpoint, side)
     if checkpoint:
         _resume(run, checkpoint)
     else:

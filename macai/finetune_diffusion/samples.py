@@ -40,6 +40,9 @@ def sampler(
         options: Of the recipe.
         captions: Sampled if the recipe has no prompts, the first few.
         side: Of the pictures, in pixels.
+
+    Raises:
+        UsageError: the model's scheduler cannot take so many steps.
     """
     tokenizers: dict[str, ClipTokenizer] = {n: base.tokenizer(n) for n in base.text_encoders}
     models = Models(modules, base.configs, base.scheduler_config, tokenizers)
@@ -54,6 +57,8 @@ def sampler(
         guidance=options.guidance,
         weighted=False,
     )
+    if options.every:
+        pipeline.check(request)  # now, not after hours
 
     def sample() -> Bytes:
         return grid(

@@ -54,11 +54,13 @@ def read(kinds: Mapping[str, type[AnyRecipe]], path: Path, overrides: Sequence[s
 
 def differences(before: Any, now: Any) -> list[str]:
     """Return a line for each key of a table in which two recipes differ; data.path aside."""
+    if before.kind != now.kind:  # other keys as well
+        return [f"kind = {before.kind} there, {now.kind} here"]
     old, new = asdict(before), asdict(now)
     return [
         f"{table}.{key} = {old[table][key]} there, {value} here"
         for table in new
-        if isinstance(new[table], dict) and isinstance(old.get(table), dict)
+        if isinstance(new[table], dict)
         for key, value in new[table].items()
         if old[table][key] != value and (table, key) != ("data", "path")
     ]

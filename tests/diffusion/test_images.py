@@ -84,9 +84,9 @@ def test_pictures_are_scaled_with_lanczos(tmp_path):
     assert np.array_equal(found, np.asarray(expected))
 
 
-@pytest.mark.parametrize("size", [(12, 8), (8, 20), (0, 8), (-8, 8), (8, 8 + 1)])
-def test_a_size_that_is_no_multiple_of_8_is_refused(size, tmp_path):
-    with pytest.raises(UsageError, match="sides must be multiples of 8"):
+@pytest.mark.parametrize("size", [(0, 8), (-8, 8), (8, 0)])
+def test_a_size_that_cannot_be_is_refused(size, tmp_path):
+    with pytest.raises(UsageError, match="no picture has such a size"):
         read_picture(saved(tmp_path / "a.png", noise(16, 16)), size)
 
 
