@@ -17,16 +17,6 @@ class Latents:
 
     vae: AutoencoderKL
 
-    @property
-    def channels(self) -> int:
-        """Number of latent channels."""
-        return self.vae.config.latent_channels
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent is wide: 8 for Stable Diffusion."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
     def normalise(self, z: mx.array) -> mx.array:
         """Return the VAE's latents [B, h, w, C] as the U-Net sees them."""
         config = self.vae.config

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from macai.diffusion.conditioning import TextEncoder
 from macai.diffusion.loading import Checkpoint
 from macai.diffusion.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from macai.diffusion.models.clip_text import CLIPTextConfig
 from macai.diffusion.models.tiling import decode_tiled, one_at_a_time
 from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from macai.diffusion.tokenizer import ClipTokenizer
@@ -54,6 +55,10 @@ class Parts:
                 hint="give the folder with model_index.json, or one file with the whole model",
             )
         self.source = source
+        if vae is not None and "vae" not in vae.configs:
+            raise ModelError(
+                f"{vae.path}: no autoencoder in it", hint=f"it has {', '.join(vae.components)}"
+            )
         self.scheduler_config = source.scheduler_config
         self.unet_config = UNet2DConditionConfig.from_dict(source.configs["unet"])
         self._vae_source = vae or source
@@ -64,6 +69,9 @@ class Parts:
         self.text_names = [name for name in TEXT if name in source.configs]
         if not self.text_names:
             raise ModelError("the checkpoint has no text encoder", hint="is the copy complete?")
+        self.text_configs = [
+            CLIPTextConfig.from_dict(source.configs[name]) for name in self.text_names
+        ]
         if short_memory is None:
             short_memory = self._bytes() > SHARE * machine_bytes()
         self.short_memory = short_memory
@@ -114,10 +122,14 @@ class Parts:
         if self.short_memory:
             self._release(*self.text_names)
 
-    def decode(self, latents: mx.array) -> mx.array:
-        """Return pictures [B, H, W, 3] of the VAE's own latents [B, h, w, C]."""
+    def done_with_unet(self) -> None:
+        """Let the U-Net go, where memory is short."""
         if self.short_memory:
             self._release("unet")
+
+    def decode(self, latents: mx.array) -> mx.array:
+        """Return pictures [B, H, W, 3] of the VAE's own latents [B, h, w, C]."""
+        self.done_with_unet()
         vae = self.vae
         latents = latents.astype(vae.decoder.conv_in.weight.dtype)
 

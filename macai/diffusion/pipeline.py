@@ -103,6 +103,22 @@ class Pipeline:
             )
         return width, height
 
+    def check(self, request: Request) -> None:
+        """Raise UsageError if the request cannot be followed; no weights are needed."""
+        self.size(request)
+        self._scheduler(request)
+        self._sources(request)
+        self._check_masks(request)
+        if request.count < 1 or request.steps < 1:
+            raise UsageError("--count and --steps are at least 1")
+        layers = min(config.num_hidden_layers for config in self.parts.text_configs)
+        most = layers - 1 if self.parts.time_ids is not None else layers
+        if not 0 <= request.clip_skip <= most:
+            raise UsageError(
+                f"clip_skip {request.clip_skip}: the text encoder has {layers} layers",
+                hint=f"0 to {most}; 1 and 2 are usual",
+            )
+
     def sample(self, request: Request) -> Iterator[Step]:
         """Make latents, and yield them after every step; the last ones are the result.
 
@@ -110,18 +126,11 @@ class Pipeline:
             UsageError: Values that do not go together.
             ModelError: A component cannot be loaded, or gives no numbers.
         """
+        self.check(request)
         width, height = self.size(request)
-        self._check(request)
-        config = self.parts.scheduler_config
-        scheduler = make_scheduler(request.scheduler, config, eta=request.eta)
-        scheduler.set_timesteps(
-            request.steps,
-            strength=None if request.picture is None else request.strength,
-            denoising_start=request.start,
-            denoising_end=request.end,
-        )
+        scheduler = self._scheduler(request)
         predict = self.predictor(request, width, height)
-        sources = [Noise(request.rng, request.seed + k) for k in range(request.count)]
+        sources = self._sources(request)
         noise = drawing(sources)
         latents, kept, extra = self._begin(request, scheduler, sources, noise, (height, width))
         steps = denoise(replace(predict, extra=extra), scheduler, latents, noise=noise, kept=kept)
@@ -131,6 +140,10 @@ class Pipeline:
                 step = replace(step, latents=scheduler.decoded(step.latents))
             yield step
 
+    def guided(self, request: Request) -> bool:
+        """Return whether there is classifier-free guidance, and so a negative prompt."""
+        return request.guidance > 1 and self.parts.unet_config.time_cond_proj_dim is None
+
     def decode(self, latents: mx.array) -> np.ndarray:
         """Return pictures, float32 [B, H, W, 3] about [-1, 1], of a result's latents."""
         scaled = Latents(self.parts.vae)
@@ -139,8 +152,7 @@ class Pipeline:
     def predictor(self, request: Request, width: int, height: int) -> Predictor:
         """Return the U-Net with what it is told about prompt and size."""
         config = self.parts.unet_config
-        guided = request.guidance > 1 and config.time_cond_proj_dim is None
-        positive, negative = self._told(request, guided)
+        positive, negative = self._told(request, self.guided(request))
         condition = None
         if config.time_cond_proj_dim is not None:
             condition = guidance_embedding(request.guidance, config.time_cond_proj_dim)
@@ -189,13 +201,13 @@ class Pipeline:
         size: tuple[int, int],
     ) -> tuple[mx.array, Kept | None, mx.array | None]:
         """Return the first latents, what is kept, and extra channels, drawn as diffusers draws."""
-        if request.latents is not None:
+        if request.latents is not None and request.mask is None:
             return request.latents, None, None
-        scaled = Latents(self.parts.vae)
-        height, width = (side // scaled.factor for side in size)
-        shape = (request.count, height, width, scaled.channels)
+        height, width = (side // self.parts.latents_factor for side in size)
+        shape = (request.count, height, width, self.parts.latent_channels)
         if request.picture is None:
             return mx.array(noise(shape)) * scheduler.init_noise_sigma, None, None
+        scaled = Latents(self.parts.vae)
         picture = mx.array(request.picture)
         whole = request.mask is not None and request.strength == 1
         with_channels = self.parts.unet_config.in_channels == INPAINT_CHANNELS
@@ -203,7 +215,9 @@ class Pipeline:
         if not (whole and with_channels):
             original = scaled.encode(picture, sources)
         drawn = mx.array(noise(shape))
-        if whole:
+        if request.latents is not None:
+            latents = request.latents
+        elif whole:
             latents = drawn * scheduler.init_noise_sigma
         else:
             latents = scheduler.add_noise(original, drawn, 0)
@@ -218,8 +232,24 @@ class Pipeline:
         assert original is not None
         return latents, Kept(original, drawn, mask), None
 
-    def _check(self, request: Request) -> None:
-        channels = self.parts.unet_config.in_channels
+    def _scheduler(self, request: Request) -> Scheduler:
+        """Return the scheduler with its timesteps."""
+        config = self.parts.scheduler_config
+        scheduler = make_scheduler(request.scheduler, config, eta=request.eta)
+        scheduler.set_timesteps(
+            request.steps,
+            strength=None if request.picture is None else request.strength,
+            denoising_start=request.start,
+            denoising_end=request.end,
+            all_steps=self.parts.unet_config.time_cond_proj_dim is not None,
+        )
+        return scheduler
+
+    def _sources(self, request: Request) -> list[Noise]:
+        return [Noise(request.rng, request.seed + k) for k in range(request.count)]
+
+    def _check_masks(self, request: Request) -> None:
+        channels, latents = self.parts.unet_config.in_channels, self.parts.latent_channels
         if channels == INPAINT_CHANNELS and request.mask is None:
             raise UsageError(
                 "this is an inpainting model: it needs a picture and a mask",
@@ -227,10 +257,12 @@ class Pipeline:
             )
         if request.mask is not None and request.picture is None:
             raise UsageError("a mask without a picture", hint="add --image photo.png")
-        if channels not in (INPAINT_CHANNELS, self.parts.latent_channels):
-            raise UsageError(f"a U-Net of {channels} input channels is not for this command")
-        if request.count < 1 or request.steps < 1:
-            raise UsageError("--count and --steps are at least 1")
+        if channels not in (INPAINT_CHANNELS, latents):
+            raise UsageError(
+                f"a U-Net of {channels} input channels, and latents of {latents}: not for this "
+                "command",
+                hint="it makes pictures with text-to-image and inpainting models",
+            )
 
 
 def _near(side: int, factor: int) -> int:

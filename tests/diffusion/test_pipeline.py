@@ -8,6 +8,7 @@ import pytest
 
 from macai.diffusion.latents import Latents, drawing, mask_for
 from macai.diffusion.loading import open_checkpoint
+from macai.diffusion.make import Extras, enlarged, make
 from macai.diffusion.parts import Parts
 from macai.diffusion.pipeline import Pipeline, Request
 from macai.diffusion.random import Noise
@@ -47,10 +48,16 @@ def test_pictures_of_a_batch_are_those_of_their_seeds(pipeline):
         assert mx.allclose(together[k], alone[0], atol=1e-4)
 
 
-def test_where_a_mask_is_black_the_latents_are_the_pictures(pipeline):
+@pytest.fixture
+def upper() -> np.ndarray:
+    """A mask whose upper half is white."""
     mask = np.zeros((1, SIZE, SIZE, 1), np.float32)
     mask[:, : SIZE // 2] = 1
-    request = replace(REQUEST, picture=photo(), mask=mask, strength=1.0)
+    return mask
+
+
+def test_where_a_mask_is_black_the_latents_are_the_pictures(pipeline, upper):
+    request = replace(REQUEST, picture=photo(), mask=upper, strength=1.0)
     made = result(pipeline, request)
     original = Latents(pipeline.parts.vae).encode(mx.array(photo()), [Noise("torch", 3)])
     assert mx.array_equal(made[:, 8:], original[:, 8:])
@@ -61,6 +68,49 @@ def test_strength_decides_how_many_steps_are_left(pipeline):
     for strength, calls in ((0.25, 1), (0.5, 2), (1.0, 4)):
         steps = list(pipeline.sample(replace(REQUEST, picture=photo(), strength=strength)))
         assert len(steps) == calls
+
+
+def test_a_latent_consistency_model_takes_all_its_steps_on_what_strength_leaves(tmp_path):
+    folder = tiny_pipeline_dir(tmp_path / "lcm", time_cond_proj_dim=8)
+    lcm = Pipeline(Parts(open_checkpoint(folder)))
+    request = replace(REQUEST, scheduler="lcm", picture=photo(), strength=0.5)
+    assert lcm._scheduler(request).timesteps == [499, 379, 259, 139]
+    assert lcm._scheduler(replace(request, strength=1.0)).timesteps == [999, 759, 499, 259]
+    assert len(list(lcm.sample(request))) == 4
+    assert len(list(lcm.sample(replace(request, scheduler="ddim")))) == 2
+    with pytest.raises(UsageError, match=r"a strength of 0\.06 leaves 3"):
+        lcm.check(replace(request, strength=0.06))
+
+
+def test_a_refiner_holds_to_the_mask(pipeline, upper, tmp_path):
+    second = Pipeline(Parts(open_checkpoint(tiny_pipeline_dir(tmp_path / "second", seed=1))))
+    request = replace(REQUEST, picture=photo(), mask=upper, strength=1.0)
+    steps = list(make(pipeline, request, Extras(refiner=second, handover=0.5)))
+    assert [s.phase for s in steps] == ["image"] * 2 + ["refiner"] * 2
+    original = Latents(second.parts.vae).encode(mx.array(photo()), [Noise("torch", 3)])
+    assert mx.array_equal(steps[-1].step.latents[:, 8:], original[:, 8:])
+    base = result(pipeline, request)
+    assert not mx.allclose(steps[-1].step.latents[:, :8], base[:, :8], atol=0.1)
+
+
+def test_a_second_pass_holds_to_the_mask(pipeline, upper):
+    request = replace(REQUEST, picture=photo(), mask=upper)
+    *_, last = make(pipeline, request, Extras(enlarge=2, enlarge_strength=1))
+    first = pipeline.decode(result(pipeline, request))
+    larger = mx.array(enlarged(first, 2 * SIZE, 2 * SIZE))
+    original = Latents(pipeline.parts.vae).encode(larger, [Noise("torch", 3)])
+    assert last.phase == "enlarge"
+    assert mx.allclose(last.step.latents[:, 16:], original[:, 16:], atol=1e-5)
+    assert not mx.allclose(last.step.latents[:, :16], original[:, :16], atol=0.1)
+
+
+def test_every_pass_is_checked_before_the_first(pipeline):
+    passes = Extras(refiner=pipeline, handover=0.5, enlarge=2, enlarge_strength=0.1)
+    with pytest.raises(UsageError, match="no step is left of 4"):
+        next(make(pipeline, REQUEST, passes))
+    with pytest.raises(UsageError, match="no step is left of 1"):
+        next(make(pipeline, replace(REQUEST, steps=1), replace(passes, enlarge=1)))
+    assert len(list(make(pipeline, REQUEST, replace(passes, enlarge_strength=0.5)))) == 6
 
 
 def test_serial_guidance_is_batched_guidance(pipeline):
@@ -95,6 +145,8 @@ def test_what_is_let_go_is_loaded_again(tmp_path):
         ({"count": 0}, "at least 1"),
         ({"picture": photo(), "strength": 0.0}, "strength"),
         ({"eta": 2.0}, "eta"),
+        ({"clip_skip": 3}, "the text encoder has 2 layers"),
+        ({"seed": 1 << 64}, "seed 18446744073709551616"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(pipeline, changed, says):

@@ -394,3 +394,29 @@ def test_a_latent_consistency_model_is_told_its_guidance(torch, theirs, tokenize
     ).images
     request = Request(prompt=PROMPT, steps=4, guidance=8.5, seed=5)
     assert psnr(result, made(pipeline, request)) >= 60
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_a_latent_consistency_model_takes_all_its_steps_from_a_picture(
+    torch, theirs, tokenizer_dir, strength
+):
+    from diffusers import LatentConsistencyModelImg2ImgPipeline
+
+    components = parts(torch, tokenizer_dir, scheduler("LCMScheduler"), time_cond_proj_dim=16)
+    pipe, pipeline = theirs(
+        LatentConsistencyModelImg2ImgPipeline,
+        unchecked(components),
+        requires_safety_checker=False,
+    )
+    result = pipe(
+        PROMPT,
+        image=to_torch(torch, picture() / 2 + 0.5),
+        strength=strength,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images
+    request = Request(
+        prompt=PROMPT, steps=4, guidance=8.5, seed=5, picture=picture(), strength=strength
+    )
+    assert psnr(result, made(pipeline, request)) >= 60

@@ -75,6 +75,7 @@ class Scheduler(ABC):
 
     Attributes:
         order: Timesteps a step has: 2 for Heun, which calls the model twice.
+        can_reach: Whether it can plan all its steps on a part of the way.
         alphas_cumprod: The share of signal at each training step, float32 [num_train_timesteps].
         timesteps: What to call the model with, in order; whole numbers are int.
         sigmas: Noise over signal of the whole plan, ends included; empty where none are used.
@@ -84,6 +85,7 @@ class Scheduler(ABC):
     """
 
     order: ClassVar[int] = 1
+    can_reach: ClassVar[bool] = False
     options: Options
     eta: float | None = None
 
@@ -97,6 +99,7 @@ class Scheduler(ABC):
         self._steps = 0
         self._begin = 0
         self._turn = 0
+        self._reach = 1.0
 
     def set_timesteps(
         self,
@@ -105,6 +108,7 @@ class Scheduler(ABC):
         strength: float | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
+        all_steps: bool = False,
     ) -> list[float]:
         """Plan a run and forget the one before.
 
@@ -115,6 +119,8 @@ class Scheduler(ABC):
             denoising_start: What part of the way another model has gone, in (0, 1): the plan begins
                 there, whatever `strength` says, as in diffusers' SDXL refiner.
             denoising_end: Where another model goes on, in (0, 1): the plan ends there.
+            all_steps: Take all `steps` on the way that `strength` leaves, as diffusers' pipelines
+                for latent consistency models do. Only LCM has such plans; others leave steps out.
 
         Returns:
             The timesteps to run, in order.
@@ -128,7 +134,12 @@ class Scheduler(ABC):
             raise UsageError(
                 f"{steps} steps: this scheduler takes 1 to {trained}", hint="change --steps"
             )
+        if strength is not None and not 0 < strength <= 1:
+            raise UsageError(f"strength {strength} is not in (0, 1]", hint="0.8 is usual")
         self._steps = steps
+        self._reach = 1.0
+        if all_steps and self.can_reach and strength is not None:
+            self._reach, strength = strength, None
         self._plan = self.plan(steps)
         self._begin = self._start(strength, denoising_start)
         end = len(self._plan)
@@ -154,8 +165,6 @@ class Scheduler(ABC):
             return len(self._plan) - left
         if strength is None:
             return 0
-        if not 0 < strength <= 1:
-            raise UsageError(f"strength {strength} is not in (0, 1]", hint="0.8 is usual")
         return self.skipped(strength) * self.order
 
     def skipped(self, strength: float) -> int:

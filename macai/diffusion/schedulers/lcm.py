@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,19 +36,27 @@ class LCMOptions(DistilledOptions):
     class_name = "LCMScheduler"
 
 
-def distilled_timesteps(options: DistilledOptions, steps: int) -> list[float]:
+def distilled_timesteps(
+    options: DistilledOptions, steps: int, *, reach: float = 1.0
+) -> list[float]:
     """Return `steps` of the timesteps the model was distilled at, falling.
 
+    Args:
+        options: Of the scheduler.
+        steps: How many.
+        reach: The share of those timesteps, from the last one up, that they are taken from.
+
     Raises:
-        UsageError: More steps than those.
+        UsageError: More steps than there are.
     """
-    distilled = options.original_inference_steps
+    distilled = int(options.original_inference_steps * reach)
     if steps > distilled:
+        part = "" if reach == 1 else f", of which a strength of {reach:g} leaves {distilled}"
         raise UsageError(
-            f"{steps} steps: the model was distilled over {distilled}",
+            f"{steps} steps: the model was distilled over {options.original_inference_steps}{part}",
             hint="4 to 8 steps are usual, or choose another scheduler",
         )
-    stride = options.num_train_timesteps // distilled
+    stride = options.num_train_timesteps // options.original_inference_steps
     falling = np.arange(distilled, 0, -1) * stride - 1
     chosen = np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(np.int64)
     timesteps: list[float] = falling[chosen].tolist()
@@ -57,12 +66,14 @@ def distilled_timesteps(options: DistilledOptions, steps: int) -> list[float]:
 class LCM(Scheduler):
     """Each step estimates the final sample; all but the last add fresh noise to it."""
 
+    can_reach: ClassVar[bool] = True
+
     def __init__(self, options: LCMOptions) -> None:
         self.options: LCMOptions = options
         super().__init__(options)
 
     def plan(self, steps: int) -> list[float]:
-        timesteps = distilled_timesteps(self.options, steps)
+        timesteps = distilled_timesteps(self.options, steps, reach=self._reach)
         self.check_table(timesteps)
         return timesteps
 
