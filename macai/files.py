@@ -71,6 +71,15 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise OutputError(f"{path} is a file, not a folder", hint="choose another --out")
 
 
+def require_writable(folder: Path) -> None:
+    """Raise OutputError if no file could be put into `folder`, which need not be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file, not a folder", hint="choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there}: may not be written to", hint="choose another --out")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, atomically."""
     with atomic_file(path) as temporary:

@@ -15,12 +15,16 @@ def image(
     out: Annotated[Path, typer.Option(help="The PNG; several get numbers.")] = Path("image.png"),
     negative: Annotated[str | None, typer.Option(help="What the picture keeps away from.")] = None,
     size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; else the model's own.")
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; else --image's or the model's own.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the scheduler. Default: 25.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the scheduler. Default: 25, LCM 4.")
+    ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="How strictly the prompt is followed; 1 is off. Default: 7.5, XL 5."),
+        typer.Option(
+            help="How strictly the prompt is followed; 1 is off. Default: 7.5, XL 5, LCM 8.5."
+        ),
     ] = None,
     guidance_rescale: Annotated[
         float | None, typer.Option(min=0, max=1, help="Keeps strong guidance from overexposing.")
@@ -93,7 +97,9 @@ def image(
     serial: Annotated[
         bool, typer.Option("--serial", help="Prompt and negative one after the other.")
     ] = False,
-    tile: Annotated[bool, typer.Option("--tile", help="Decode large pictures in tiles.")] = False,
+    tile: Annotated[
+        bool, typer.Option("--tile", help="Decode large pictures in tiles: less memory.")
+    ] = False,
     low_memory: Annotated[
         bool | None,
         typer.Option(
@@ -154,7 +160,7 @@ def image(
             variant=variant,
             prediction=prediction,
             serial=serial,
-            tile=tile,
+            tile=tile or None,
             low_memory=low_memory,
             taesd=taesd,
         ),

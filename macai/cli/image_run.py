@@ -4,22 +4,19 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from macai.catalog import locate_pipeline, pipeline_names
-from macai.cli.image_wanted import OWN_SCHEDULER, Wanted, made_again, parse_numbers, parse_size
+from macai.cli.image_open import Opened, dtype_of, open_controls, open_model
+from macai.cli.image_wanted import OWN_SCHEDULER, Wanted, differences, made_again, parse_size
 from macai.cli.progress import reporting
-from macai.diffusion.fingerprint import fingerprint
 from macai.diffusion.image_settings import ImageSettings, UsedFile
 from macai.diffusion.images import (
-    read_control,
     read_mask,
     read_picture,
     read_settings,
@@ -27,143 +24,88 @@ from macai.diffusion.images import (
     to_bytes,
     write_picture,
 )
-from macai.diffusion.loading import Checkpoint, open_checkpoint
-from macai.diffusion.lora.apply import fuse
-from macai.diffusion.lora.formats import LoraFile, read_lora
-from macai.diffusion.lora.layers import layers_of
+from macai.diffusion.loading import open_checkpoint
 from macai.diffusion.make import Extras, Progress, make
-from macai.diffusion.models import from_config
-from macai.diffusion.parts import TEXT, Parts
+from macai.diffusion.models.autoencoder_tiny import AutoencoderTiny
 from macai.diffusion.pipeline import Pipeline, Request
-from macai.diffusion.predict import Control
 from macai.diffusion.preview import Preview, inline_image, linear_preview, tiny_preview
+from macai.diffusion.prompt import chunk_prompts
 from macai.errors import OutputError, UsageError
+from macai.files import require_writable
 
-OWN_MODEL = "emoji-diffusion"  # what comes with macai: it draws emoji, of 64 pixels a side
+Value = TypeVar("Value")
 PREVIEW_SECONDS = 2.0  # between two previews
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A model with what was put into it."""
-
-    name: str
-    checkpoint: Checkpoint
-    pipeline: Pipeline
-    loras: list[tuple[LoraFile, float]]
-    used: list[UsedFile]
 
 
 def run(
     wanted: Wanted, *, out: Path, again: Path | None, preview: bool, force: bool, as_json: bool
 ) -> None:
     """Make the pictures and print where they are."""
-    require_png(out)
-    settings = read_settings(again) if again else None
-    if again and settings:
-        wanted = made_again(wanted, settings, again)
+    targets = _targets(out, wanted.count or 1, force=force)
+    before = read_settings(again) if again else None
+    if again and before:
+        wanted = made_again(wanted, before, again)
+    wanted = replace(wanted, dtype=dtype_of(wanted))
+    wanted.check()
     if wanted.prompt is None:
         raise UsageError("no prompt", hint='give one: macai image "a red apple" --model MODEL')
-    targets = _targets(out, wanted.count or 1)
-    for target in targets:
-        if target.exists() and not force:
-            raise OutputError(f"{target} exists already", hint="choose another --out, or --force")
-    opened = _open(wanted)
-    if settings and settings.model_hash != fingerprint(opened.checkpoint):
-        print(f"warning: {again} was made with another model, {settings.model}", file=sys.stderr)
-    request, controls = _request(wanted, opened)
-    extras = _extras(wanted)
+    opened = open_model(wanted)
+    request, settings = _request(wanted, opened)
+    if before:
+        _compare(before, settings, source=again)
+    _warn_of_what_is_not_read(request, opened)
+    extras = Extras(
+        refiner=opened.refiner,
+        handover=_or(wanted.handover, 0.8),
+        enlarge=_or(wanted.enlarge, 1.0),
+        enlarge_strength=_or(wanted.enlarge_strength, 0.5),
+    )
+    show = _preview(wanted, opened, preview)
     mx.reset_peak_memory()
     began = time.perf_counter()
-    pictures, calls = _make(opened.pipeline, request, extras, _preview(wanted, opened, preview))
+    pictures, calls = _make(opened.pipeline, request, extras, show)
     seconds = time.perf_counter() - began
     files = []
     for k, (target, picture) in enumerate(zip(targets, to_bytes(pictures), strict=True)):
-        described = _settings(wanted, request, opened, controls, k)
-        write_picture(target, picture, described)
-        files.append({"path": str(target), "seed": described.seed})
+        own = replace(settings, seed=settings.seed + k)
+        write_picture(target, picture, own)
+        files.append({"path": str(target), "seed": own.seed})
     if as_json:
-        print(json.dumps(_report(files, described, opened, seconds, calls), ensure_ascii=False))
+        print(json.dumps(_report(files, settings, opened, seconds, calls), ensure_ascii=False))
         return
     for file in files:
         print(f"{file['path']}  seed {file['seed']}")
 
 
-def _open(wanted: Wanted) -> _Opened:
-    model = _model(wanted)
-    checkpoint = _checkpoint(model, wanted)
-    loras, used = _read_loras(wanted.loras, checkpoint)
-    vae = None
-    if wanted.vae is not None:
-        vae = open_checkpoint(wanted.vae, dtype=_dtype(wanted), kind=checkpoint.kind)
-
-    def prepare(name: str, module: nn.Module) -> None:
-        if loras and name != "vae":
-            fuse({name: module}, loras)
-
-    parts = Parts(
-        checkpoint, vae=vae, prepare=prepare, short_memory=wanted.low_memory, tile=wanted.tile
-    )
-    pipeline = Pipeline(parts, serial=wanted.serial)
-    return _Opened(Path(model).name, checkpoint, pipeline, loras, used)
+def _targets(out: Path, count: int, *, force: bool) -> list[Path]:
+    """Return the files to write; an error now, if they could not be written in the end."""
+    require_png(out)
+    require_writable(out.parent)
+    targets = [out]
+    if count > 1:
+        targets = [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
+    for target in targets:
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder", hint="choose another --out")
+        if target.exists() and not force:
+            raise OutputError(f"{target} exists already", hint="choose another --out, or --force")
+    return targets
 
 
-def _model(wanted: Wanted) -> str:
-    if wanted.model is not None:
-        return wanted.model
-    if OWN_MODEL not in pipeline_names():
-        raise UsageError("no model", hint="give one: --model FOLDER, FILE or hub id")
-    print(f"no --model: {OWN_MODEL} draws it, an emoji of 64 pixels a side", file=sys.stderr)
-    return OWN_MODEL
-
-
-def _checkpoint(name: str, wanted: Wanted) -> Checkpoint:
-    return open_checkpoint(
-        locate_pipeline(name, variant=wanted.variant),
-        dtype=_dtype(wanted),
-        variant=wanted.variant,
-        quantize=wanted.quantize,
-        prediction_type=wanted.prediction,
-    )
-
-
-def _dtype(wanted: Wanted) -> str:
-    on_cpu = mx.default_device() == mx.cpu
-    return wanted.dtype or ("float32" if on_cpu else "float16")
-
-
-def _read_loras(
-    specs: Sequence[str], checkpoint: Checkpoint
-) -> tuple[list[tuple[LoraFile, float]], list[UsedFile]]:
-    """Read LoRAs for a model whose weights are not loaded yet, and say what matched."""
-    if not specs:
-        return [], []
-    configs = checkpoint.configs
-    lazy = {name: from_config(configs[name]) for name in ("unet", *TEXT) if name in configs}
-    layers, loras, used = layers_of(lazy), [], []
-    for spec in specs:
-        name, numbers = parse_numbers(spec, 1)
-        scale = numbers[0] if numbers else 1.0
-        lora = read_lora(Path(name), layers)
-        print(f"LoRA {lora.summary()}", file=sys.stderr)
-        loras.append((lora, scale))
-        used.append(UsedFile.of(Path(name), scale=scale))
-    return loras, used
-
-
-def _request(wanted: Wanted, opened: _Opened) -> tuple[Request, list[UsedFile]]:
+def _request(wanted: Wanted, opened: Opened) -> tuple[Request, ImageSettings]:
+    """Return what to make, checked but for what `make` checks, and how its pictures say it."""
     parts = opened.pipeline.parts
-    config, width_height = parts.unet_config, parse_size(wanted.size)
-    consistency = config.time_cond_proj_dim is not None
+    width_height = parse_size(wanted.size)
+    consistency = parts.unet_config.time_cond_proj_dim is not None
     usual = 8.5 if consistency else 7.5 if parts.time_ids is None else 5.0
     request = Request(
         prompt=wanted.prompt or "",
         negative=wanted.negative,
         width=width_height[0],
         height=width_height[1],
-        steps=wanted.steps or (4 if consistency else 25),
-        guidance=usual if wanted.guidance is None else wanted.guidance,
-        rescale=wanted.rescale or 0.0,
+        steps=_or(wanted.steps, 4 if consistency else 25),
+        guidance=_or(wanted.guidance, usual),
+        rescale=_or(wanted.rescale, 0.0),
         scheduler=wanted.scheduler,
         eta=wanted.eta,
         seed=secrets.randbelow(1 << 32) if wanted.seed is None else wanted.seed,
@@ -171,47 +113,78 @@ def _request(wanted: Wanted, opened: _Opened) -> tuple[Request, list[UsedFile]]:
         rng=wanted.rng or "torch",
         clip_skip=wanted.clip_skip or 0,
         weighted=wanted.weighted is not False,
-        strength=0.8 if wanted.strength is None else wanted.strength,
+        strength=_or(wanted.strength, 0.8),
     )
     size = None if None in width_height else (int(width_height[0] or 0), int(width_height[1] or 0))
     if wanted.image is not None:
         request = replace(request, picture=read_picture(wanted.image, size))
     width, height = opened.pipeline.size(request)
+    settings = _settings(wanted, request, opened, (width, height))
+    for name, allowed in settings.out_of_range():
+        option = f"--{name.replace('_', '-')}"
+        raise UsageError(
+            f"{option} cannot be {getattr(settings, name)}", hint=f"it goes from {allowed}"
+        )
     if wanted.mask is not None:
         request = replace(request, mask=read_mask(wanted.mask, (width, height)))
-    controls, used = _controls(wanted, (width, height))
-    return replace(request, controls=controls), used
+    controls, used = open_controls(wanted, (width, height))
+    return replace(request, controls=controls), replace(settings, controls=tuple(used))
 
 
-def _controls(wanted: Wanted, size: tuple[int, int]) -> tuple[list[Control], list[UsedFile]]:
-    if len(wanted.controlnets) != len(wanted.controls):
-        raise UsageError(
-            f"{len(wanted.controlnets)} of --controlnet and {len(wanted.controls)} of --control",
-            hint="each ControlNet needs a picture: --controlnet MODEL --control edges.png",
-        )
-    controls, used = [], []
-    for model, spec in zip(wanted.controlnets, wanted.controls, strict=True):
-        name, numbers = parse_numbers(spec, 3)
-        scale, start, end = [*numbers, *(1.0, 0.0, 1.0)[len(numbers) :]]
-        checkpoint = _checkpoint(model, wanted)
-        shown = mx.array(read_control(Path(name), size))
-        net: Any = checkpoint.load("controlnet")
-        controls.append(Control(net=net, picture=shown, scale=scale, start=start, end=end))
-        net_used = UsedFile(name=Path(model).name, sha256=fingerprint(checkpoint), scale=scale)
-        used += [net_used, UsedFile.of(Path(name), scale=scale)]
-    return controls, used
-
-
-def _extras(wanted: Wanted) -> Extras:
-    refiner = None
-    if wanted.refiner is not None:
-        refiner = Pipeline(Parts(_checkpoint(wanted.refiner, wanted)), serial=wanted.serial)
-    return Extras(
-        refiner=refiner,
-        handover=0.8 if wanted.handover is None else wanted.handover,
-        enlarge=wanted.enlarge or 1.0,
-        enlarge_strength=0.5 if wanted.enlarge_strength is None else wanted.enlarge_strength,
+def _settings(
+    wanted: Wanted, request: Request, opened: Opened, size: tuple[int, int]
+) -> ImageSettings:
+    """Describe the first picture of a request; an enlarged one by its size before that."""
+    return ImageSettings(
+        prompt=request.prompt,
+        negative=request.negative,
+        width=size[0],
+        height=size[1],
+        steps=request.steps,
+        guidance=request.guidance,
+        rescale=request.rescale,
+        scheduler=request.scheduler or OWN_SCHEDULER,
+        eta=request.eta,
+        seed=request.seed,
+        rng=request.rng,
+        clip_skip=request.clip_skip,
+        weighted=request.weighted,
+        strength=None if request.picture is None else request.strength,
+        image=UsedFile.of(wanted.image) if wanted.image else None,
+        mask=UsedFile.of(wanted.mask) if wanted.mask else None,
+        model=opened.name,
+        model_hash=opened.hash,
+        others=wanted.others(),
+        **opened.used,
     )
+
+
+def _compare(before: ImageSettings, now: ImageSettings, *, source: Path | None) -> None:
+    """Say where a picture is not made again of what it was made of."""
+    if before.model_hash != now.model_hash:
+        print(f"warning: {source} was made with another model, {before.model}", file=sys.stderr)
+    for option in differences(before, now):
+        print(f"warning: {source} was made with another {option}", file=sys.stderr)
+
+
+def _warn_of_what_is_not_read(request: Request, opened: Opened) -> None:
+    """Say which words of the prompts do not reach the picture."""
+    parts = opened.pipeline.parts
+    if request.negative and not opened.pipeline.guided(request):
+        print(
+            f"warning: --negative is not read: guidance is off at {request.guidance:g}"
+            if parts.unet_config.time_cond_proj_dim is None
+            else "warning: --negative is not read: this model has its guidance built in",
+            file=sys.stderr,
+        )
+    prompts = [request.prompt, request.negative or ""]
+    chunked = chunk_prompts(prompts, parts.tokenizers, weights=request.weighted)
+    for cut in sorted({chunks.cut for of in chunked for chunks in of} - {""}):
+        print(f"warning: too long, and not read: {cut!r}", file=sys.stderr)
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
 
 
 def _make(
@@ -231,15 +204,23 @@ def _make(
             show(made)
 
 
-def _preview(wanted: Wanted, opened: _Opened, asked: bool) -> Callable[[Progress], None]:
+def _tiny(path: Path) -> AutoencoderTiny:
+    model = open_checkpoint(path).load("vae")
+    if not isinstance(model, AutoencoderTiny):
+        raise UsageError(f"{path}: not a tiny autoencoder", hint="--taesd takes TAESD or TAESDXL")
+    return model
+
+
+def _preview(wanted: Wanted, opened: Opened, asked: bool) -> Callable[[Progress], None]:
     """Return what shows a step; nothing where that was not asked or cannot be."""
     if not asked:
+        if wanted.taesd is not None:
+            raise UsageError("--taesd without --preview", hint="give --preview as well")
         return lambda made: None
     if not sys.stderr.isatty() or inline_image(np.zeros((1, 1, 3), np.uint8)) is None:
         print("no previews: this terminal is not known to show pictures", file=sys.stderr)
         return lambda made: None
-    tiny: Any = None if wanted.taesd is None else open_checkpoint(wanted.taesd).load("vae")
-    shown, draw = 0.0, None if tiny is None else tiny_preview(tiny)
+    shown, draw = 0.0, None if wanted.taesd is None else tiny_preview(_tiny(wanted.taesd))
 
     def show(made: Progress) -> None:
         nonlocal shown, draw
@@ -253,50 +234,10 @@ def _preview(wanted: Wanted, opened: _Opened, asked: bool) -> Callable[[Progress
     return show
 
 
-def _settings(
-    wanted: Wanted,
-    request: Request,
-    opened: _Opened,
-    controls: Sequence[UsedFile],
-    k: int,
-) -> ImageSettings:
-    """Describe the picture `k` of a request; an enlarged one by its size before that."""
-    width, height = opened.pipeline.size(request)
-    return ImageSettings(
-        prompt=request.prompt,
-        negative=request.negative,
-        width=width,
-        height=height,
-        steps=request.steps,
-        guidance=request.guidance,
-        rescale=request.rescale,
-        scheduler=request.scheduler or OWN_SCHEDULER,
-        eta=request.eta,
-        seed=request.seed + k,
-        rng=request.rng,
-        clip_skip=request.clip_skip,
-        weighted=request.weighted,
-        strength=None if request.picture is None else request.strength,
-        image=UsedFile.of(wanted.image) if wanted.image else None,
-        mask=UsedFile.of(wanted.mask) if wanted.mask else None,
-        controls=tuple(controls),
-        loras=tuple(opened.used),
-        model=opened.name,
-        model_hash=fingerprint(opened.checkpoint),
-        others=wanted.others(),
-    )
-
-
-def _targets(out: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
-
-
 def _report(
     files: list[dict[str, Any]],
     settings: ImageSettings,
-    opened: _Opened,
+    opened: Opened,
     seconds: float,
     calls: list[float],
 ) -> dict[str, Any]:

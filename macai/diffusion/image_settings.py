@@ -8,7 +8,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ _SAMPLERS = {
 }
 _RNG = {"torch": "CPU", "cuda": "NV"}
 _END = 2**64
+MAX_SIDE = 2**14
 _RANGES = {
-    "width": (8, 2**14),
-    "height": (8, 2**14),
+    "width": (1, MAX_SIDE),
+    "height": (1, MAX_SIDE),
     "steps": (1, 10_000),
     "guidance": (-1000, 1000),
     "seed": (0, _END - 1),
@@ -59,11 +60,15 @@ class UsedFile:
         name: Its last path component: a path would tell strangers about a disk.
         sha256: Of its bytes, 64 hex digits.
         scale: How strongly it was used.
+        start: The share of the steps before which it was not, for a ControlNet.
+        end: The share of the steps after which it was not.
     """
 
     name: str
     sha256: str
     scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
 
     @classmethod
     def of(cls, path: Path, *, scale: float = 1.0) -> "UsedFile":
@@ -91,6 +96,7 @@ class ImageSettings:
         image, mask: What the picture started from.
         controls: ControlNets and their pictures, one after the other.
         loras: Adapters.
+        vae, refiner: Other models that had a part in it; their hashes are of their weights.
         others: What else the command line said, by option.
         version: Of the macai that made it.
     """
@@ -115,6 +121,8 @@ class ImageSettings:
     mask: UsedFile | None = None
     controls: tuple[UsedFile, ...] = ()
     loras: tuple[UsedFile, ...] = ()
+    vae: UsedFile | None = None
+    refiner: UsedFile | None = None
     others: Mapping[str, Scalar] = field(default_factory=dict)
     version: str = macai.__version__
 
@@ -148,11 +156,16 @@ class ImageSettings:
                 hint="a newer macai made it: upgrade",
             )
         settings = _read_object(cls, value, source)
-        for name, (low, high) in _RANGES.items():
-            number = getattr(settings, name)
-            if number is not None and not low <= number <= high:
-                raise _wrong(f"{source}: {name}", number)
+        for name, _ in settings.out_of_range():
+            raise _wrong(f"{source}: {name}", getattr(settings, name))
         return settings
+
+    def out_of_range(self) -> Iterator[tuple[str, str]]:
+        """Yield names of numbers that no picture is made with, and from what to what they go."""
+        for name, (low, high) in _RANGES.items():
+            number = getattr(self, name)
+            if number is not None and not low <= number <= high:  # NaN is neither
+                yield name, f"{low} to {high}"
 
     def parameters(self) -> str:
         """Return what stable-diffusion-webui writes, which many tools show.

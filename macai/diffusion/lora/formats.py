@@ -77,7 +77,7 @@ def read_lora(path: Path, layers: Layers) -> LoraFile:
         AdapterError: it is no LoRA or a broken one, was made for another version of Stable
             Diffusion, or nothing in it has a place in the model.
     """
-    file = _weights_file(path)
+    file = lora_file(path)
     weights = open_weights(file)
     if not weights.tensors:
         raise AdapterError(f"{file}: holds no tensors")
@@ -107,7 +107,7 @@ def read_lora(path: Path, layers: Layers) -> LoraFile:
     )
 
 
-def _weights_file(path: Path) -> Path:
+def lora_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = [path / f"{stem}{suffix}" for stem in FILE_STEMS for suffix in (".safetensors", ".bin")]
