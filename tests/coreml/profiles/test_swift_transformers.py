@@ -22,7 +22,7 @@ from macai.coreml.export_llm import Export, export_llm
 from macai.coreml.package import package_hash
 from macai.coreml.profiles import PROFILES
 from macai.coreml.session import ReferenceRunner, Session, open_bundle
-from macai.coreml.verify import verify_package
+from macai.coreml.verify import sample_text, verify_package
 from macai.errors import PackageError, UsageError
 from macai.mil import open_package
 from macai.mil.lint import lint
@@ -308,3 +308,17 @@ def test_four_bit_weights_are_carried_over(tiny, tmp_path):
     types_ = {o.type for o in package.functions["main"].operations}
     assert "constexpr_blockwise_shift_scale" in types_
     assert Talk(tiny.model, package, app_mask).error(33) <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_text_and_a_reply_of_a_real_model_agree(smollm2_dir, smollm2, tmp_path):
+    loaded = load_model(smollm2_dir, as_stored=True)
+    options = {"name": "SmolLM2", "source": {"model": "smollm2-135m"}, "context": 512}
+    write_bundle(loaded, tmp_path, profile=PROFILE, **options)
+    del loaded
+    ids = smollm2.tokenizer.encode(sample_text())[:64]
+    report = verify_package(smollm2, *open_bundle(tmp_path), ids, tokens=8)
+    assert report["passed"], report["problems"]
+    assert report["functions"]["main"]["kl"] < 1e-4
+    assert report["functions"]["decode"]["kl"] < 1e-4
+    assert report["float16"]["overflows"] == 0
