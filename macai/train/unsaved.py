@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RECIPE = "recipe.toml"
-OTHERS = frozenset({"adapter_config.json", "metrics.jsonl", "cache", "samples"})
-"""What else a run writes before its first checkpoint; the last two are folders of pictures."""
+OTHERS = frozenset({"adapter_config.json", "metrics.jsonl", "cache"})
+"""What else a run writes before its first checkpoint and is worth nothing; pictures may be."""
 
 
 def remove_unsaved(out: Path) -> None:
