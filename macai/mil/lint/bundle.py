@@ -8,12 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from macai.mil.features import TensorSpec
+from macai.mil.features import Range, TensorSpec
 from macai.mil.function import Function
 from macai.mil.lint.rule import Finding, rule
 from macai.mil.lint.subject import MANIFEST, Bundle, Subject
 
 CONTRACT = 1
+CHUNKED = 2
+"""The contract of a bundle of several packages."""
 _UNITS = ("all", "cpuAndGPU", "cpuAndNeuralEngine", "cpuOnly")
 _KEYS = (
     "bytes", "compute_units", "context", "eos_token_ids", "functions", "minimum_os", "name",
@@ -42,9 +44,10 @@ def bundle_manifest(subject: Subject) -> Iterator[Finding]:
     missing = [key for key in _KEYS if key not in bundle.manifest]
     if missing:
         yield Finding(f"no {', '.join(missing)}")
-    if bundle.manifest.get("contract") != CONTRACT:
+    known = CHUNKED if bundle.chunks else CONTRACT
+    if bundle.manifest.get("contract") != known:
         given = json.dumps(bundle.manifest.get("contract"))
-        yield Finding(f"contract {given}, known is {CONTRACT}")
+        yield Finding(f"contract {given}, known is {known}")
     units = bundle.manifest.get("compute_units", "all")
     if units not in _UNITS:
         yield Finding(f"compute_units {json.dumps(units)} is none of {', '.join(_UNITS)}")
@@ -112,8 +115,8 @@ def bundle_functions(subject: Subject) -> Iterator[Finding]:
     functions = subject.package.functions
     for name in sorted(promised.keys() ^ functions.keys()):
         yield Finding(f"only {MANIFEST if name in promised else 'the package'} has it", name)
-    if "decode" not in promised:
-        yield Finding("there is no function decode")
+    if not {"decode", "main"} & promised.keys():
+        yield Finding("there is no function decode, nor main")
     for name in sorted(promised.keys() & functions.keys()):
         yield from _function_differences(promised[name], functions[name])
     for adapter in subject.bundle.manifest.get("adapters") or []:
@@ -127,12 +130,14 @@ def _function_differences(promised: Any, function: Function) -> Iterator[Finding
     for kind, own in (("inputs", function.inputs), ("outputs", function.outputs)):
         for message in _differences(info.get(kind), own):
             yield Finding(f"{kind}: {message}", function.name)
-    shape = _fixed_shape(function.inputs.get("inputIds"))
-    if shape and info.get("tokens") != shape[-1]:
-        yield Finding(f"tokens {info.get('tokens')}, inputIds is {list(shape)}", function.name)
+    ids = function.inputs.get("inputIds")
+    size = _shape(ids)[-1:]
+    most = {d.upper if isinstance(d, Range) else d for d in size}
+    if most and info.get("tokens") not in most:
+        yield Finding(f"tokens {info.get('tokens')}, inputIds is {ids}", function.name)
 
 
-def _fixed_shape(spec: TensorSpec | None) -> tuple[Any, ...]:
+def _shape(spec: TensorSpec | None) -> tuple[Any, ...]:
     """Return the shape of an input or output, () if it has none."""
     return spec.shape if spec and spec.shape else ()
 
@@ -151,9 +156,11 @@ def _differences(promised: Any, own: dict[str, TensorSpec]) -> Iterator[str]:
     for name in sorted(given.keys() & own.keys()):
         spec = given[name] if isinstance(given[name], dict) else {}
         dtype, shape = spec.get("dtype"), spec.get("shape")
-        fits = isinstance(shape, list) and own[name].accepts(tuple(shape))
-        if dtype != own[name].dtype or not fits:
-            yield f"{name} is {own[name]}, {dtype} {shape} in {MANIFEST}"
+        for given_shape in (shape, spec.get("most", shape)):
+            fits = isinstance(given_shape, list) and own[name].accepts(tuple(given_shape))
+            if dtype != own[name].dtype or not fits:
+                yield f"{name} is {own[name]}, {dtype} {given_shape} in {MANIFEST}"
+                break
 
 
 @rule(
@@ -227,7 +234,9 @@ def bundle_context(subject: Subject) -> Iterator[Finding]:
     for view in subject.views if context is not None else ():
         for name, spec in view.function.states.items():
             shape = spec.shape or ()
-            if name in ("keyCache", "valueCache") and shape[_CONTEXT_AXIS:-1] != (context,):
+            if name.startswith(("keyCache", "valueCache", "kvCache")) and shape[
+                _CONTEXT_AXIS:-1
+            ] != (context,):
                 yield Finding(f"context {context}, state {name} is {spec}", view.name)
 
 
@@ -264,7 +273,7 @@ def bundle_vocabulary(subject: Subject) -> Iterator[Finding]:
     if bundle is None or size is None:
         return
     for view in subject.views:
-        shape = _fixed_shape(view.function.outputs.get("logits"))
+        shape = _shape(view.function.outputs.get("logits"))
         if shape and shape[-1] != size:
             yield Finding(f"vocab_size {size}, logits are {list(shape)}", view.name)
     largest = max([*_vocabulary_ids(bundle.tokenizer), *bundle.token_ids.values()], default=-1)
