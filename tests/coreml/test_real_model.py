@@ -9,6 +9,7 @@ import pytest
 
 from macai.coreml.bundle import write_bundle
 from macai.coreml.package import package_hash
+from macai.coreml.profiles.ane import ANE
 from macai.coreml.session import ReferenceRunner, Session, open_bundle
 from macai.coreml.verify import sample_text, verify_package
 from macai.models.load import load_model
@@ -58,6 +59,18 @@ def test_a_text_and_a_reply_agree(halves, smollm2):
     assert report["passed"], report["problems"]
     assert report["functions"]["decode"]["kl"] < 1e-4
     assert report["float16"]["overflows"] == 0
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_packages_for_the_neural_engine_agree(smollm2_dir, smollm2, tmp_path, chunks):
+    """Without anything in float32, whose norms would overflow if they were squared as they are."""
+    folder = write(smollm2_dir, tmp_path / "b", profile=ANE, chunks=chunks)
+    ids = smollm2.tokenizer.encode(sample_text())[:32]
+    report = verify_package(smollm2, *open_bundle(folder), ids, tokens=4)
+    assert report["passed"], report["problems"]
+    assert report["functions"]["decode"]["kl"] < 1e-4
+    assert report["float16"]["overflows"] == 0
+    assert report["float16"]["cosine"] > 0.9999
 
 
 @pytest.mark.long

@@ -94,17 +94,13 @@ class _Rewriting:
         entry = self._turned.get(value.name)
         return entry[1] if entry else None
 
-    def emit(self, node: Node, *, forms: Sequence[_Form | None]) -> None:
-        """Take a node whose outputs get these forms; its outputs are given as traced."""
+    def emit(self, node: Node, form: _Form) -> None:
+        """Take a node whose outputs, given as traced, come in a form."""
         outputs = []
-        for value, form in zip(node.outputs, forms, strict=True):
-            if form is not None:
-                traced, value = (
-                    value,
-                    Value(next(self._fresh), form.shape(value.shape), value.dtype),
-                )
-                self._turned[traced.name] = (value, form)
-                self._missing.add(traced.name)
+        for traced in node.outputs:
+            value = Value(next(self._fresh), form.shape(traced.shape), traced.dtype)
+            self._turned[traced.name] = (value, form)
+            self._missing.add(traced.name)
             outputs.append(value)
         self.nodes.append(replace(node, outputs=tuple(outputs)))
 
@@ -196,7 +192,7 @@ def _linear(r: _Rewriting, node: Node) -> bool:
     if len(x.shape) != 3 or x.shape[0] != 1:
         return False
     inputs = (r.channels(x, ROWS), *node.inputs[1:])
-    r.emit(replace(node, op="Conv1x1", inputs=inputs), forms=[ROWS])
+    r.emit(replace(node, op="Conv1x1", inputs=inputs), ROWS)
     return True
 
 
@@ -215,7 +211,7 @@ def _norm(r: _Rewriting, node: Node) -> bool:
     if form is None or any(v.name not in r.graph.constants for v in affine):
         return False
     inputs = (r.channels(x, form), *(r.channels(v, form) for v in affine))
-    r.emit(replace(node, op=f"Channel{node.op}", inputs=inputs), forms=[form])
+    r.emit(replace(node, op=f"Channel{node.op}", inputs=inputs), form)
     return True
 
 
@@ -228,7 +224,7 @@ def _elementwise(r: _Rewriting, node: Node) -> bool:
         return False
     form = forms.pop()
     inputs = tuple(r.operand(v, form) for v in node.inputs)
-    r.emit(replace(node, inputs=inputs), forms=[form])
+    r.emit(replace(node, inputs=inputs), form)
     return True
 
 
@@ -240,7 +236,7 @@ def _reshape(r: _Rewriting, node: Node) -> bool:
         for to in (ROWS_OF_HEADS, HEADS):
             D, H, rows = to.shape(output.shape)[1:]
             if (output.shape[0], rows, H * D) == (1, T, C) and _splits_only(output, to):
-                r.emit(replace(node, op="Heads", inputs=(r.channels(x, ROWS),)), forms=[to])
+                r.emit(replace(node, op="Heads", inputs=(r.channels(x, ROWS),)), to)
                 return True
     elif form in _OTHER and 1 in x.shape[1:3] and output.shape == _swapped(x.shape):
         r.alias(output, x, _OTHER[form])
@@ -248,7 +244,7 @@ def _reshape(r: _Rewriting, node: Node) -> bool:
     elif form in _OTHER and len(output.shape) == 3 and _splits_only(x, form):
         D, H, T = form.shape(x.shape)[1:]
         if output.shape == (1, T, H * D):
-            r.emit(replace(node, op="JoinHeads", inputs=(r.channels(x, form),)), forms=[ROWS])
+            r.emit(replace(node, op="JoinHeads", inputs=(r.channels(x, form),)), ROWS)
             return True
     return False
 
@@ -276,7 +272,7 @@ def _rope(r: _Rewriting, node: Node) -> bool:
     if r.form(x) != HEADS:
         return False
     inputs = (r.channels(x, HEADS), *node.inputs[1:])
-    r.emit(replace(node, op="ChannelRoPE", inputs=inputs), forms=[HEADS])
+    r.emit(replace(node, op="ChannelRoPE", inputs=inputs), HEADS)
     return True
 
 
@@ -286,7 +282,7 @@ def _concatenate(r: _Rewriting, node: Node) -> bool:
     if forms or form is None:
         return False
     inputs = tuple(r.channels(v, form) for v in node.inputs)
-    r.emit(replace(node, inputs=inputs, arguments=(form.axis(node.arguments[0]),)), forms=[form])
+    r.emit(replace(node, inputs=inputs, arguments=(form.axis(node.arguments[0]),)), form)
     return True
 
 
@@ -298,7 +294,7 @@ def _split(r: _Rewriting, node: Node) -> bool:
     indices, axis = node.arguments
     arguments = (indices, form.axis(axis))
     inputs = (r.channels(x, form),)
-    r.emit(replace(node, inputs=inputs, arguments=arguments), forms=[form] * len(node.outputs))
+    r.emit(replace(node, inputs=inputs, arguments=arguments), form)
     return True
 
 
@@ -317,7 +313,7 @@ def _slice(r: _Rewriting, node: Node) -> bool:
     else:
         axes, size = node.arguments
         arguments = ([form.axis(axis) for axis in axes], form.shape(size))
-    r.emit(replace(node, inputs=inputs, arguments=arguments), forms=[form])
+    r.emit(replace(node, inputs=inputs, arguments=arguments), form)
     return True
 
 
@@ -329,7 +325,7 @@ def _attention(r: _Rewriting, node: Node) -> bool:
     if not is_plain or (mask is not None and mask.shape[:-2] not in _ONE):
         return False
     inputs = tuple(r.channels(v, HEADS) if n == "q" else r.traced(v) for n, v in named.items())
-    r.emit(replace(node, op="ChannelAttention", inputs=inputs), forms=[HEADS])
+    r.emit(replace(node, op="ChannelAttention", inputs=inputs), HEADS)
     return True
 
 
