@@ -20,7 +20,7 @@ from macai.coreml.profiles import profile_called
 from macai.coreml.profiles.ane import ANE
 from macai.coreml.session import ReferenceRunner, Session, open_bundle
 from macai.coreml.verify import verify_package
-from macai.errors import PackageError, UsageError
+from macai.errors import ExportError, PackageError, UsageError
 from macai.mil import open_package
 from macai.mil.lint import lint
 from macai.models.load import load_model
@@ -33,6 +33,10 @@ OPTIONS = {"name": "Tiny", "source": {"model": "tiny"}, "context": 64, "prefill"
 # What the Neural Engine does not run, or not well, and the profile is there to leave out.
 UNWANTED = {"linear", "matmul", "scaled_dot_product_attention"}
 ONES = ["llama, traditional", "qwen2", "qwen3", "gemma3_text", "phi3", "starcoder2"]
+
+
+REFUSED = ["gemma4_text", "iquestloopcoder"]
+WHOLE = ["gemma3n"]
 
 
 def packages(model, folder, chunks=(range(1), range(1, 2)), precision="fp32"):
@@ -61,8 +65,21 @@ def test_two_packages_for_the_neural_engine_say_what_mlx_says(name, tmp_path):
         assert "conv" in operations(package)
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_do_not_keep_a_pair_a_layer_are_refused(name, tmp_path):
+    model = build(config_of(*FAST.get(name, (name, MORE.get(name)))))
+    with pytest.raises(ExportError, match="layers keep"):
+        packages(model, tmp_path, [range(len(model.layers))])
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_whose_layers_hand_on_more_than_one_value_is_not_divided(name, tmp_path):
+    with pytest.raises(ExportError, match="more than one value is handed on"):
+        packages(build(config_of(name, MORE[name])), tmp_path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in FAST if n not in ONES] + list(MORE))
+@pytest.mark.parametrize("name", [n for n in (*FAST, *MORE) if n not in {*ONES, *REFUSED, *WHOLE}])
 def test_more_packages_for_the_neural_engine_say_what_mlx_says(name, tmp_path):
     assert_agrees(build(config_of(*FAST.get(name, (name, MORE.get(name))))), tmp_path)
 

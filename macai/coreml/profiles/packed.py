@@ -2,6 +2,8 @@
 
     kvCache: float16 [2 n, kv_heads, context, head_dim], the keys of its n layers, then their values
 
+Heads and width are the largest layer's; others use the beginning of theirs.
+
 Programs with two or three states were seen to fail on the Neural Engine (CoreML-LLM), and ANEMLL's
 packages have this one; rank 4 because its compiler had trouble with 5 (executorch#16144).
 """
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from macai.coreml.llm import CacheShape, Store
+from macai.errors import ExportError
 
 STATE = "kvCache"
 
@@ -23,11 +26,21 @@ class PackedCaches:
         self._chunks = chunks
 
     def states(self, shape: CacheShape, context: int, dtype: mx.Dtype) -> dict[str, mx.array]:
-        """Return empty states by name."""
-        several = len(self._chunks) > 1
+        """Return empty states by name.
+
+        Raises:
+            ExportError: the model does not keep keys and values once a layer.
+        """
+        if shape.layers != self._chunks[-1].stop:
+            raise ExportError(
+                f"{self._chunks[-1].stop} layers keep {shape.layers} pairs of keys and values, and "
+                "this profile has one for each",
+                hint="export with --profile gpu",
+            )
+        several, width = len(self._chunks) > 1, max(shape.head_dim, shape.value_dim)
         return {
             f"{STATE}_{n}" if several else STATE: mx.zeros(
-                (2 * len(layers), shape.kv_heads, context, shape.head_dim), dtype
+                (2 * len(layers), shape.kv_heads, context, width), dtype
             )
             for n, layers in enumerate(self._chunks)
         }
@@ -60,5 +73,8 @@ class _PackedStore:
             self._arrays[place] = mx.slice_update(
                 self._arrays[place], new, start, axes=(0, 1, 2, 3)
             )
-        array = self._arrays[place]
-        return array[rows[0] : rows[0] + 1], array[rows[1] : rows[1] + 1]
+        own = [
+            self._arrays[place][row : row + 1, : new.shape[1], :, : new.shape[3]]
+            for row, new in zip(rows, (keys, values), strict=True)
+        ]
+        return own[0], own[1]
