@@ -79,7 +79,7 @@ def test_fp32_packages_give_torchs_numbers(tmp_path, record_property, name, targ
     )
     outputs = package.functions["main"].run(inputs).outputs
     error = worst_error(list(outputs.values()), expected)
-    record_property("error", error)
+    record_property("error", float(error))
     assert error <= case.tolerance
 
 

@@ -63,7 +63,7 @@ def test_a_tiny_model_of_each_kind_answers_what_diffusers_does(kind, record_prop
     theirs, ours = pair(KINDS[kind])
     inputs = inputs_of(KINDS[kind], size=(8, 16), tokens=77)
     found = worst(outputs_of(ours, inputs), torch_outputs(theirs, inputs))
-    record_property("dB", found)
+    record_property("dB", float(found))
     assert found > LEAST
 
 
@@ -72,7 +72,7 @@ def test_latents_of_any_size_come_back_in_that_size(size, record_property):
     theirs, ours = pair(KINDS["sd2"])
     inputs = inputs_of(KINDS["sd2"], size=size)
     found = worst(outputs_of(ours, inputs), torch_outputs(theirs, inputs))
-    record_property("dB", found)
+    record_property("dB", float(found))
     assert found > LEAST
 
 
@@ -102,7 +102,7 @@ def test_a_unet_with_a_controlnet_answers_what_diffusers_does(size, record_prope
         mid_block_additional_residual=at_middle,
     )
     found = min(worst(got, wanted), worst([*residuals, at_middle], [*down, middle]))
-    record_property("dB", found)
+    record_property("dB", float(found))
     assert found > LEAST
 
 
@@ -176,6 +176,6 @@ def compare_in_turn(config, **sizes):
 )
 def test_a_model_of_full_width_answers_what_diffusers_does(config, record_property):
     found = compare_in_turn(config, size=(64, 64))
-    record_property("dB", found)
+    record_property("dB", float(found))
     print(f"{found:.1f} dB")
     assert found > LEAST

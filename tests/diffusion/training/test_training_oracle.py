@@ -133,7 +133,7 @@ def test_loss_and_gradient_of_a_unet_are_those_of_diffusers(case, folder, record
         {name: np.array(array) / own.images for name, array in ours.items()},
         {name: p.grad.numpy() for name, p in theirs.named_parameters()},
     )
-    record_property("gradient", found)
+    record_property("gradient", float(found))
     assert abs(loss.item() / own.images / wanted.item() - 1) < 1e-5
     assert found < 1e-5
 
@@ -200,7 +200,7 @@ def test_the_gradient_of_a_lora_is_that_of_peft(folder, record_property):
             ours[key] = np.array(arrays[f"{path}.branches.0.{name}"]).reshape(-1) / BATCH
     assert len(arrays) == len(wanted) == 96
     found = far(ours, wanted)
-    record_property("gradient", found)
+    record_property("gradient", float(found))
     assert found < 1e-5
 
 
@@ -295,7 +295,7 @@ def test_a_trained_lora_makes_the_same_picture_in_diffusers(
     components = {"unet": pipeline.parts.unet, "text_encoder": pipeline.parts.text_encoders[0]}
     attach(components, read_lora(tmp_path / "lora" / DIFFUSERS, layers_of(components)), name="x")
     found = decibels(our_picture(pipeline), theirs)
-    record_property("dB", found)
+    record_property("dB", float(found))
     assert found > LEAST
     assert decibels(base, theirs) < 40
     assert any("text_encoder" in name for name in pipe.get_list_adapters())
@@ -316,7 +316,7 @@ def test_a_trained_model_makes_the_same_picture_in_diffusers(
         our_picture(Pipeline(Parts(open_checkpoint(tmp_path / "out" / "model")))),
         theirs := their_picture(pipe),
     )
-    record_property("dB", found)
+    record_property("dB", float(found))
     assert found > LEAST
     before = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     assert decibels(their_picture(before), theirs) < 40
