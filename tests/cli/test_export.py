@@ -264,6 +264,16 @@ def test_an_adapter_is_loaded_into_a_slot_at_run_time(macai, folder, adapter, tm
     assert macai("doctor", file).code == 0
 
 
+def test_weights_in_fewer_bits_take_an_adapter_too(macai, folder, tmp_path):
+    options = (*SMALL, "--weights", "int8", "--adapter-slot", 2, "--slot-target", "q_proj")
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options, "--json")
+    assert result.code == 0, result.err
+    value = json.loads(result.out)
+    assert value["verify"]["slot"]["passed"]
+    assert list(value["slot"]["layers"]) == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    assert value["verify"]["compression"]["bits_per_weight"] < 9
+
+
 def test_an_adapter_is_not_written_for_a_bundle_without_a_slot(macai, bundle, adapter, tmp_path):
     file = tmp_path / "a"
     result = macai("export", "adapter", "--adapter", adapter, "--for", bundle, "--out", file)
