@@ -5,6 +5,10 @@ import mlx.nn as nn
 
 from macai.diffusion.models.resnet import group_norm
 
+SCORES = 1 << 29
+"""Numbers there may be of all queries with all keys at once: 2 GiB of float32."""
+IN_FLIGHT = 4  # pieces that MLX makes room for before the first is done
+
 
 class Attention(nn.Module):
     """Multi-head attention (diffusers Attention with AttnProcessor2_0).
@@ -63,7 +67,7 @@ class Attention(nn.Module):
             self._split(projected)
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._scale)
+        out = attend(q, k, v, scale=self._scale)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1).astype(x.dtype)
         for layer in self.to_out:
             out = layer(out)
@@ -76,6 +80,26 @@ class Attention(nn.Module):
         """[B, T, heads * D] -> [B, heads, T, D]."""
         x = x.reshape(*x.shape[:2], self._heads, -1).swapaxes(1, 2)
         return x.astype(mx.float32) if self._upcast else x
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+    """Return softmax(scale q k^T) v of [B, heads, T, D] and twice [B, heads, S, D].
+
+    Piece by piece of the queries where there are more scores than SCORES: without a fused kernel
+    for D, as on a CPU, MLX holds them all, which for SD1 at 1024x1024 pixels is 17 GB.
+    """
+    B, heads, T, _ = q.shape
+    scores = B * heads * T * k.shape[2]
+    if scores <= SCORES:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    rows = max(1, T * (SCORES // IN_FLIGHT) // scores)
+    pieces: list[mx.array] = []
+    for i in range(0, T, rows):
+        some = q[:, :, i : i + rows]
+        if pieces:  # or MLX begins with all of them at once
+            some = mx.depends(some, pieces[-1])
+        pieces.append(mx.fast.scaled_dot_product_attention(some, k, v, scale=scale))
+    return mx.concatenate(pieces, axis=2)
 
 
 class GEGLU(nn.Module):

@@ -1,0 +1,30 @@
+import mlx.core as mx
+import pytest
+
+from macai.diffusion.models import attention
+
+
+@pytest.mark.parametrize("budget", [1, 2 * 3 * 5 * 4, 2 * 3 * 5 * 7])
+def test_attention_piece_by_piece_is_attention(budget, monkeypatch):
+    shapes = ((2, 3, 7, 4), (2, 3, 5, 4), (2, 3, 5, 4))
+    q, k, v = (mx.random.normal(shape, key=mx.random.key(i)) for i, shape in enumerate(shapes))
+    whole = attention.attend(q, k, v, scale=0.5)
+    wanted = mx.softmax(0.5 * q @ k.swapaxes(-1, -2), axis=-1) @ v
+    monkeypatch.setattr(attention, "SCORES", budget)
+    pieces = attention.attend(q, k, v, scale=0.5)
+    assert pieces.shape == (2, 3, 7, 4)
+    assert mx.allclose(pieces, wanted, atol=1e-6)
+    assert mx.allclose(pieces, whole, atol=1e-6)
+
+
+def test_attention_piece_by_piece_takes_less_memory(monkeypatch):
+    q = mx.zeros((1, 1, 1 << 11, 4))
+    mx.eval(q)
+    peaks = []
+    for budget in (1 << 22, 1 << 18):
+        monkeypatch.setattr(attention, "SCORES", budget)
+        mx.reset_peak_memory()
+        held = mx.get_active_memory()
+        mx.eval(attention.attend(q, q, q, scale=1.0))
+        peaks.append(mx.get_peak_memory() - held)
+    assert peaks[1] < peaks[0] / 4
