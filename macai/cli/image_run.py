@@ -14,7 +14,7 @@ import numpy as np
 
 from macai.cli.image_open import Opened, dtype_of, open_controls, open_model
 from macai.cli.image_wanted import OWN_SCHEDULER, Wanted, differences, made_again, parse_size
-from macai.cli.progress import reporting
+from macai.cli.progress import reporting, show_picture
 from macai.diffusion.image_settings import ImageSettings, UsedFile
 from macai.diffusion.images import (
     read_mask,
@@ -228,7 +228,7 @@ def _preview(wanted: Wanted, opened: Opened, asked: bool) -> Callable[[Progress]
             return
         drawn: Preview = draw or linear_preview(opened.pipeline.parts.vae)
         draw = drawn
-        print(inline_image(drawn(made.step.denoised)), end="", file=sys.stderr, flush=True)
+        show_picture(inline_image(drawn(made.step.denoised)) or "")
         shown = time.monotonic()
 
     return show

@@ -43,3 +43,13 @@ def reporting() -> Iterator[Callable[[str, int, int], None]]:
                 print(f"{what}: {done} of {total}", file=sys.stderr)
 
         yield report
+
+
+def show_picture(escapes: str) -> None:
+    """Write what makes a terminal show a picture above a live bar.
+
+    The bar takes over stderr and would leave out escapes that it does not know.
+    """
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    stream.write(f"\r\x1b[2K{escapes}")  # in place of the bar, which is drawn anew below it
+    stream.flush()

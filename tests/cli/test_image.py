@@ -1,6 +1,13 @@
+import base64
+import contextlib
+import io
 import json
 import os
+import pty
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -303,6 +310,39 @@ def test_a_preview_is_not_promised_to_a_terminal_that_shows_none(make):
     assert out.exists()
 
 
+def test_a_terminal_that_shows_pictures_gets_one_whole(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("TMUX", raising=False)
+    command = [
+        "image",
+        "x",
+        "--model",
+        model,
+        "--steps",
+        2,
+        "--preview",
+        "--out",
+        tmp_path / "x.png",
+    ]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "macai", *map(str, command)], stderr=theirs, stdout=theirs
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # Linux's word for the end
+        while piece := os.read(ours, 1 << 16):
+            written += piece
+    os.close(ours)
+    assert process.wait() == 0
+    escape = re.search(rb"\x1b\]1337;File=inline=1;height=12;size=(\d+):([^\a]*)\a", written)
+    assert escape, written
+    picture = base64.b64decode(escape[2])
+    assert len(picture) == int(escape[1])
+    assert Image.open(io.BytesIO(picture)).size == (SIZE // 2, SIZE // 2)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -423,3 +463,18 @@ def test_numbers_that_overflow_on_the_way_leave_no_picture(make, tmp_path):
     assert result.code == 1
     assert "not finite" in result.err or "no numbers" in result.err
     assert not out.exists()
+
+
+def test_ctrl_c_leaves_nothing_behind(model, tmp_path):
+    command = ["image", "apple", "--model", model, "--steps", 900, "--out", tmp_path / "x.png"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "macai", *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "image: 1 of 900" not in (line := process.stderr.readline()):
+        assert line, "it ended before it began"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.read().endswith("interrupted\n")
+    assert process.wait() == 130
+    process.stderr.close()
+    assert not list(tmp_path.iterdir())
