@@ -140,12 +140,19 @@ class Parts:
 
     def _part(self, name: str) -> nn.Module:
         if name not in self._loaded:
-            source = self._vae_source if name == "vae" else self.source
-            module = source.load(name)
+            module = self._load_vae() if name == "vae" else self.source.load(name)
             if self._prepare is not None:
                 self._prepare(name, module)
             self._loaded[name] = module
         return self._loaded[name]
+
+    def _load_vae(self) -> nn.Module:
+        source = self._vae_source
+        # SDXL's own overflows float16: its config says so, and diffusers decodes in float32.
+        overflows = bool(source.configs["vae"].get("force_upcast"))
+        if overflows and isinstance(source, Checkpoint) and source.precision.dtype == "float16":
+            return source.load("vae", dtype="float32")
+        return source.load("vae")
 
     def _release(self, *names: str) -> None:
         for name in names:

@@ -90,7 +90,7 @@ def read(recipe: DiffusionRecipe, data: Path, *, factor: int, side: int) -> Pict
         of_class = read_pictures(options.class_path, prompt=options.class_prompt)
     if not learnt:
         raise DataError(f"{data}: no picture is left to learn from", hint="lower data.valid_share")
-    step = options.bucket_step or BUCKET_LATENTS * factor
+    step = bucket_step(recipe, factor)
     if step % factor:
         raise UsageError(
             f"data.bucket_step: {step} is no multiple of {factor}",
@@ -106,6 +106,11 @@ def read(recipe: DiffusionRecipe, data: Path, *, factor: int, side: int) -> Pict
         held=examples(held, sizes),
         of_class=examples(of_class, sizes),
     )
+
+
+def bucket_step(recipe: DiffusionRecipe, factor: int) -> int:
+    """Return what sides of buckets are multiples of, where a latent is `factor` pixels wide."""
+    return recipe.data.bucket_step or BUCKET_LATENTS * factor
 
 
 def planner(recipe: DiffusionRecipe, pictures: Pictures) -> Planner:

@@ -86,7 +86,8 @@ def finetune_diffusion(
     side, factor = side_of(base)
     pictures = pictures_of.read(recipe, data, factor=factor, side=side)
     checkpoint = load_checkpoint(out) if resume else None
-    side = max(factor, (recipe.data.resolution or side) // factor * factor)
+    step = pictures_of.bucket_step(recipe, factor)
+    side = max(step, (recipe.data.resolution or side) // step * step)  # of the square bucket
     run = _set_up(recipe, base, pictures, out, checkpoint, side)
     if checkpoint:
         _resume(run, checkpoint)

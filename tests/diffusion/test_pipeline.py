@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from macai.diffusion.latents import Latents, drawing, mask_for
-from macai.diffusion.loading import open_checkpoint
+from macai.diffusion.loading import open_checkpoint, save_folder
 from macai.diffusion.make import Extras, enlarged, make
 from macai.diffusion.parts import Parts
 from macai.diffusion.pipeline import Pipeline, Request
 from macai.diffusion.random import Noise
 from macai.errors import UsageError
-from tests.diffusion.tiny import SIZE, tiny_pipeline_dir
+from tests.diffusion.tiny import SIZE, tiny_models, tiny_pipeline_dir
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,24 @@ def test_what_is_let_go_is_loaded_again(tmp_path):
     first = short.decode(result(short, REQUEST))
     assert set(short.parts._loaded) == {"vae"}
     assert np.array_equal(first, short.decode(result(short, REQUEST)))
+
+
+def test_an_autoencoder_that_overflows_float16_is_not_computed_in_it(tmp_path):
+    models, dtypes = tiny_models(), {}
+    for overflows in (False, True):
+        configs = models.configs | {"vae": models.configs["vae"] | {"force_upcast": overflows}}
+        save_folder(replace(models, configs=configs), tmp_path / str(overflows))
+        for dtype in ("float16", "bfloat16"):
+            half = Pipeline(Parts(open_checkpoint(tmp_path / str(overflows), dtype=dtype)))
+            assert np.isfinite(half.decode(result(half, REQUEST))).all()
+            weights = half.parts.unet.conv_in.weight, half.parts.vae.decoder.conv_in.weight
+            dtypes[overflows, dtype] = [str(w.dtype).removeprefix("mlx.core.") for w in weights]
+    assert dtypes == {
+        (False, "float16"): ["float16", "float16"],
+        (True, "float16"): ["float16", "float32"],
+        (False, "bfloat16"): ["bfloat16", "bfloat16"],
+        (True, "bfloat16"): ["bfloat16", "bfloat16"],
+    }
 
 
 @pytest.mark.parametrize(
