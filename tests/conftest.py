@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import resource
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -41,6 +43,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def quiet(what: str, done: int, total: int) -> None:
     """Show no progress."""
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow past 64 kB: writing fails in the middle, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 import errno
 import os
-import resource
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,15 +8,6 @@ import pytest
 from macai.errors import OutputError
 from macai.files import atomic_directory, atomic_file, refuse_existing, write_json
 from macai.models.arrays import save_arrays
-
-
-@pytest.fixture
-def small_disk():
-    """No file may grow past 64 kB: writing fails in the middle, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def content(folder):

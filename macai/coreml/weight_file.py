@@ -7,6 +7,8 @@ import numpy as np
 from coremltools.converters.mil.mil import types
 from coremltools.libmilstoragepython import _BlobStorageWriter
 
+from macai.errors import OutputError
+
 # A smaller array is written into the program, where coremltools puts it too.
 LEAST_ELEMENTS = 10
 # Types by MIL's names; those of the second row may be in files since iOS 18.
@@ -42,7 +44,11 @@ class WeightFile:
         return types.builtin_to_string(var.dtype) in self._types
 
     def offset(self, var: Any) -> int:
-        """Return where a MIL constant is in the file; it is written if nothing equal is there."""
+        """Return where a MIL constant is in the file; it is written if nothing equal is there.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         name = getattr(var.op, "weight_id", None)
         if name in self._named:
             return self._named[name]
@@ -69,4 +75,9 @@ class WeightFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = _BlobStorageWriter(str(self._path))
         given = flat.view(np.uint16) if kind == "fp16" else flat
-        return int(getattr(self._writer, _METHODS[kind])(given))
+        try:
+            return int(getattr(self._writer, _METHODS[kind])(given))
+        except RuntimeError as e:  # coremltools' for a full disk
+            raise OutputError(
+                f"{self._path}: cannot be written: {e}", hint="is the disk full?"
+            ) from e
