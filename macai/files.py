@@ -63,11 +63,11 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         if path.is_dir() and not any(path.iterdir()):
             return
         exists = path.exists()
-    if exists and not force:
+    if exists and not force and not path.is_file():
         raise OutputError(
             f"{path} exists already", hint="choose another --out, or replace it with --force"
         )
-    if force and path.is_file():
+    if path.is_file():
         raise OutputError(f"{path} is a file, not a folder", hint="choose another --out")
 
 

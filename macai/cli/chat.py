@@ -49,8 +49,10 @@ def chat(
     from macai.generate.chat import ChatSession
     from macai.generate.prompt import require_template
     from macai.generate.sample import make_sampler
+    from macai.generate.stop import StopMatcher
 
     sampler = make_sampler(temperature=temperature, top_p=top_p)
+    StopMatcher(stop or ())  # refuses an empty string before a large model is loaded
     loaded = open_model(model, adapter, seed)
     require_template(loaded)
     session = ChatSession(

@@ -161,8 +161,10 @@ def read_text(file: Path) -> str:
 
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{file}: cannot be read: {e}") from e
+    except OSError as e:
+        raise DataError(f"{file}: cannot be read: {e.strerror}", hint="give a text file") from e
+    except UnicodeDecodeError as e:
+        raise DataError(f"{file}: not UTF-8 at byte {e.start}", hint="give a text file") from e
 
 
 def _named(adapters: list[Path]) -> dict[str, Path]:

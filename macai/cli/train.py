@@ -80,12 +80,14 @@ def run_recipe(
     from macai.catalog import locate_model
     from macai.cli.progress import reporting
     from macai.cli.training_view import TextTrainingView
+    from macai.data.rows import read_splits
     from macai.finetune import finetune
     from macai.models.load import load_model
     from macai.train.events import Summary
 
     data = _require_data(data or recipe.data.path, "give --data examples.jsonl, or a folder")
     _refuse_existing(out, resume=resume, force=force)
+    read_splits(data)  # bad rows are said before minutes go into fetching a model
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
     loaded = load_model(folder)

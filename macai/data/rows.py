@@ -87,7 +87,9 @@ def read_rows(path: Path) -> list[Row]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as e:
-        raise DataError(f"{path}: cannot be read: {e.strerror}") from e
+        raise DataError(
+            f"{path}: cannot be read: {e.strerror}", hint="--data takes a .jsonl file of rows"
+        ) from e
     rows, problems = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -188,3 +188,9 @@ def read_until(terminal, mark, more=0):
         assert select.select([terminal], [], [], deadline - time.monotonic())[0], seen
         seen += os.read(terminal, 4096)
     return seen
+
+
+def test_an_empty_stop_string_is_refused_before_a_model_is_loaded(macai):
+    result = macai("chat", "--model", "no-model", "--stop", "")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: a stop string is empty\nhint: leave --stop out\n"

@@ -342,7 +342,10 @@ def test_verify_takes_a_text(macai, folder, adapter, bundle, tmp_path):
     assert json.loads(macai("verify", bundle, *options).out)["passed"]
     missing = macai("verify", bundle, "--against", folder, "--text", tmp_path / "none")
     assert (missing.code, missing.out) == (1, "")
-    assert "cannot be read" in missing.err
+    assert f"error: {tmp_path}/none: cannot be read: No such file or directory\n" in missing.err
+    text.write_bytes(b"caf\xe9")
+    latin = macai("verify", bundle, "--against", folder, "--text", text)
+    assert f"error: {text}: not UTF-8 at byte 3\n" in latin.err
 
 
 def test_run_measures_with_json_and_stops_at_a_string(macai, bundle):

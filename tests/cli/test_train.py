@@ -200,6 +200,17 @@ def test_an_empty_file_is_refused(macai, folder, tmp_path):
     assert f"error: {file}: no rows in it" in refused(macai, folder, file, tmp_path / "run")
 
 
+@pytest.mark.parametrize("content", [None, "not JSON"])
+def test_rows_are_read_before_a_model_is_fetched(macai, tmp_path, content):
+    file = tmp_path / "rows.jsonl"
+    if content is not None:
+        file.write_text(content)
+    result = macai("train", "--model", "no-model", "--data", file, "--out", tmp_path / "run")
+    assert (result.code, result.out) == (1, "")
+    assert str(file) in result.err
+    assert "no-model" not in result.err
+
+
 def test_every_row_over_the_limit_is_listed(macai, folder, data, tmp_path):
     train = data.rename(tmp_path / "train.jsonl")
     write(tmp_path / "valid.jsonl", row("short", "yes"))
