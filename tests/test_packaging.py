@@ -52,7 +52,7 @@ def test_a_shipped_file_is_byte_for_byte_the_one_of_the_checkout(wheel):
 
 def test_the_command_is_installed(wheel):
     [name] = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
-    assert "macai = macai.cli.app:main" in wheel.read(name).decode()
+    assert "macai = macai.__main__:main" in wheel.read(name).decode()
 
 
 def test_the_version_is_the_one_of_the_package():

@@ -131,6 +131,24 @@ def test_a_signal_ends_a_run_cleanly(tmp_path, number, code, said):
     assert [path.name for path in tmp_path.iterdir()] == ["slow.py"]
 
 
+class InterruptedImport:
+    """Ctrl-C while the command line is being imported."""
+
+    def find_spec(self, name, path, target=None):
+        if name == "macai.cli.app":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_before_a_command_begins_has_no_traceback(monkeypatch, capsys):
+    from macai.__main__ import main
+
+    monkeypatch.delitem(sys.modules, "macai.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, *capsys.readouterr()) == (130, "", "interrupted\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
