@@ -43,6 +43,12 @@ def assert_right(fn, package, *inputs):
         assert relative_error(own, as_numpy(wanted)) < 1e-5
 
 
+def written(x):
+    y = x + 1
+    y[:, :, 2:4] = x[:, :, :2]
+    return y
+
+
 FUNCTIONS = {
     "elementwise": lambda x: mx.sigmoid(x * HALF) + 1,
     "heads": lambda x: x.reshape(1, x.shape[1], 2, 3).transpose(0, 2, 1, 3) * 2,
@@ -57,6 +63,10 @@ FUNCTIONS = {
     "causal": lambda x: mx.where(
         mx.arange(x.shape[1])[:, None] >= mx.arange(x.shape[1])[None], x @ x.swapaxes(1, 2), -9.0
     ),
+    "a part written over": lambda x: mx.slice_update(
+        mx.concatenate([x, x]), x * 2, mx.array([1, 0, 0]), axes=(0, 1, 2)
+    ),
+    "some columns written over": written,
     "softmax": lambda x: mx.softmax(x @ x.swapaxes(1, 2), axis=-1),
     "norms": lambda x: mx.fast.rms_norm(x, HALF, 1e-5) + mx.fast.layer_norm(x, HALF, None, 1e-5),
     "rotations": lambda x: mx.fast.rope(
@@ -180,6 +190,11 @@ def test_another_way_for_many_rows_is_not_taken_where_few_are_one_function(tmp_p
     package = saved(fn, tmp_path / "p.mlpackage")
     assert_right(fn, package, numbers(1, 3, 6))
     assert_right(fn, package, numbers(1, 50, 6))
+
+
+def test_a_write_by_numbered_places_which_older_systems_need_is_refused(tmp_path):
+    with pytest.raises(ExportError, match="SliceUpdate"):
+        saved(written, tmp_path / "p.mlpackage", target="iOS17")
 
 
 def test_flexible_sizes_and_several_functions_are_refused(tmp_path):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from coremltools import target
 from coremltools.converters.mil.mil.block import curr_opset_version
+from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
 from macai.coreml.builder import mb
 from macai.coreml.graph import Node, Value
@@ -158,11 +159,14 @@ def scatter(lowering: "Lowering", node: Node, x: Var, *rest: Var) -> Var:
 def slice_update(lowering: "Lowering", node: Node, x: Var, update: Var) -> Var:
     """Return x with x[begin:end:stride] written over, or added to, at places known now."""
     mode, *bounds = node.arguments
+    how, shape = _WRITES[mode], node.inputs[0].shape
+    # A size that only a run knows is the whole axis: other ends that depend on one are no numbers.
+    whole = [is_symbolic(e) and e == size for e, size in zip(bounds[1], shape, strict=True)]
+    bounds[1] = [0 if w else e for w, e in zip(whole, bounds[1], strict=True)]
     begin, end, stride = ([int(n) for n in numbers] for numbers in bounds)
-    how = _WRITES[mode]
     if how == "update" and min(stride, default=1) > 0 and curr_opset_version() >= target.iOS18:
-        return mb.slice_update(x=x, update=update, begin=begin, end=end, stride=stride)
-    shape = node.inputs[0].shape
+        mask = {"end_mask": whole} if any(whole) else {}
+        return mb.slice_update(x=x, update=update, begin=begin, end=end, stride=stride, **mask)
     # An end below zero with a negative stride stands for "to the first one".
     triples = zip(begin, end, stride, strict=True)
     window = tuple(slice(b, None if s < 0 and e < 0 else e, s) for b, e, s in triples)
