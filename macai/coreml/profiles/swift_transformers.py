@@ -23,7 +23,6 @@ from macai.coreml.flexible import Size
 from macai.coreml.llm import KeysAndValues, LayerCache, Store, cache_shape, check_lengths
 from macai.coreml.lower import Compress, Settings
 from macai.coreml.profiles.profile import Profile
-from macai.errors import ExportError
 
 _FUNCTION = "main"
 
@@ -87,12 +86,6 @@ def swift_transformers_functions(
     """Return the one function of a language model's package: see llm.llm_functions."""
     check_lengths(context, prefill)
     shape, kept = cache_shape(model), KeysAndValues()
-    if shape.layers < len(model.layers):
-        raise ExportError(
-            "layers of this model read keys and values that others keep, which is not done in a "
-            "function of flexible shapes",
-            hint="export with --profile gpu",
-        )
     dtype = mx.float16 if precision == "fp16" else mx.float32
 
     def run(ids: mx.array, mask: mx.array, keys: mx.array, values: mx.array) -> Any:
