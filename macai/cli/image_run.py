@@ -15,6 +15,7 @@ import numpy as np
 
 from macai.catalog import locate_pipeline
 from macai.cli.image_wanted import OWN_SCHEDULER, Wanted, made_again, parse_numbers, parse_size
+from macai.cli.loras import read_loras
 from macai.cli.progress import reporting
 from macai.diffusion.fingerprint import fingerprint
 from macai.diffusion.image_settings import ImageSettings, UsedFile
@@ -29,11 +30,9 @@ from macai.diffusion.images import (
 )
 from macai.diffusion.loading import Checkpoint, open_checkpoint
 from macai.diffusion.lora.apply import fuse
-from macai.diffusion.lora.formats import LoraFile, read_lora
-from macai.diffusion.lora.layers import layers_of
+from macai.diffusion.lora.formats import LoraFile
 from macai.diffusion.make import Extras, Progress, make
-from macai.diffusion.models import from_config
-from macai.diffusion.parts import TEXT, Parts
+from macai.diffusion.parts import Parts
 from macai.diffusion.pipeline import Pipeline, Request
 from macai.diffusion.predict import Control
 from macai.diffusion.preview import Preview, inline_image, linear_preview, tiny_preview
@@ -92,7 +91,7 @@ def _open(wanted: Wanted) -> _Opened:
     if wanted.model is None:
         raise UsageError("no model", hint="give one: --model FOLDER, FILE or hub id")
     checkpoint = _checkpoint(wanted.model, wanted)
-    loras, used = _read_loras(wanted.loras, checkpoint)
+    loras, used = read_loras(wanted.loras, checkpoint)
     vae = None
     if wanted.vae is not None:
         vae = open_checkpoint(wanted.vae, dtype=_dtype(wanted), kind=checkpoint.kind)
@@ -121,25 +120,6 @@ def _checkpoint(name: str, wanted: Wanted) -> Checkpoint:
 def _dtype(wanted: Wanted) -> str:
     on_cpu = mx.default_device() == mx.cpu
     return wanted.dtype or ("float32" if on_cpu else "float16")
-
-
-def _read_loras(
-    specs: Sequence[str], checkpoint: Checkpoint
-) -> tuple[list[tuple[LoraFile, float]], list[UsedFile]]:
-    """Read LoRAs for a model whose weights are not loaded yet, and say what matched."""
-    if not specs:
-        return [], []
-    configs = checkpoint.configs
-    lazy = {name: from_config(configs[name]) for name in ("unet", *TEXT) if name in configs}
-    layers, loras, used = layers_of(lazy), [], []
-    for spec in specs:
-        name, numbers = parse_numbers(spec, 1)
-        scale = numbers[0] if numbers else 1.0
-        lora = read_lora(Path(name), layers)
-        print(f"LoRA {lora.summary()}", file=sys.stderr)
-        loras.append((lora, scale))
-        used.append(UsedFile.of(Path(name), scale=scale))
-    return loras, used
 
 
 def _request(wanted: Wanted, opened: _Opened) -> tuple[Request, list[UsedFile]]:

@@ -124,6 +124,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _manifest(value: Mapping[str, Any]) -> Manifest:
+    if value["kind"] != "llm":
+        raise ValueError(f"{value['kind']}, and this command is for language models")
     if value["contract"] != CONTRACT:
         raise ValueError(f"contract {value['contract']}, this version reads {CONTRACT}")
     functions = {name: FunctionInfo(**f) for name, f in value["functions"].items()}

@@ -136,7 +136,7 @@ def upsample_nearest(x: mx.array, size: tuple[int, int] | None = None) -> mx.arr
 
     Without a size, twice the input's.
     """
-    B, H, W, C = x.shape
+    H, W = x.shape[1:3]
     height, width = size or (2 * H, 2 * W)
     if (height, width) == (2 * H, 2 * W):
         return _twice(x)
