@@ -120,7 +120,7 @@ def _print(manifest: "SdManifest", out: Path, report: dict[str, Any]) -> None:
     print(f"bundle: {out}")
     for name, package in manifest.packages.items():
         print(f"{name:12} {package.bytes / 1e6:8.1f} MB  {package.precision}")
-    if report["packages"]:
+    if report:
         print_report(report)
     else:
         print("not verified", file=sys.stderr)

@@ -116,6 +116,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
+        if value["kind"] != "llm":
+            raise PackageError(
+                f"{folder} is a bundle of {value['kind']}, and this is for language models",
+                hint="macai verify knows both",
+            )
         return _manifest(value)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise PackageError(
@@ -124,8 +129,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _manifest(value: Mapping[str, Any]) -> Manifest:
-    if value["kind"] != "llm":
-        raise ValueError(f"{value['kind']}, and this command is for language models")
     if value["contract"] != CONTRACT:
         raise ValueError(f"contract {value['contract']}, this version reads {CONTRACT}")
     functions = {name: FunctionInfo(**f) for name, f in value["functions"].items()}

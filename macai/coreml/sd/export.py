@@ -82,6 +82,8 @@ def export_sd(
 ) -> tuple[SdManifest, Report]:
     """Write a bundle into an empty folder; return its manifest and what verify.json holds.
 
+    Without a comparison that is an empty dict, and there is no such file.
+
     Raises:
         ExportError: a package does not agree with its module, or the model has no such form.
         UsageError: a size the model has not.
@@ -105,9 +107,10 @@ def export_sd(
     progress("building packages", len(wanted), len(wanted))
     manifest = _manifest(export, packages)
     _write_rest(export, manifest, folder)
+    if not reports:
+        return manifest, {}
     report = _report(reports)
-    if reports:
-        write_json(folder / "verify.json", report)
+    write_json(folder / "verify.json", report)
     if report["problems"]:
         raise ExportError(
             "the packages do not agree with the model: " + "; ".join(report["problems"]),
