@@ -18,11 +18,13 @@ from macai.coreml.description import Metadata
 from macai.coreml.lower import Settings
 from macai.diffusion.models.autoencoder_kl import AutoencoderKLConfig
 from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig
-from macai.diffusion.parts import TEXT, time_ids_of
+from macai.diffusion.parts import time_ids_of
 from macai.errors import ExportError, UsageError
 
 TARGET = "iOS16"  # the first whose inputs may be float16; apps read its operations' names
 MINIMUM_OS = {"iOS": "16.0", "macOS": "13.0"}
+MINIMUM_OS_XL = {"iOS": "17.0", "macOS": "14.0"}  # StableDiffusionXLPipeline's
+TEXT_ENCODERS = {"text_encoder": "TextEncoder", "text_encoder_2": "TextEncoder2"}
 ATTENTION = ("original",)
 DTYPES = {"fp16": mx.float16, "fp32": mx.float32}
 
@@ -135,71 +137,70 @@ def components(configs: Configs, form: Form) -> list[Component]:
         ExportError: a U-Net with inputs that Apple's package does not feed.
         UsageError: a size the model has not.
     """
-    texts = [name for name in TEXT if name in configs]
-    is_xl = time_ids_of(configs, texts) is not None
-    if is_xl:
-        raise ExportError("SDXL cannot be exported yet", hint="SD 1.x and 2.x can")
     width, height = picture_size(configs, form)
     return [
-        *(_text_encoder(configs, name, form) for name in texts),
+        *(_text_encoder(configs, name, form) for name in text_names(configs)),
         _unet(configs, form, (height, width)),
         _decoder(configs, form, (height, width)),
         _encoder(configs, form, (height, width)),
     ]
 
 
+def text_names(configs: Configs) -> list[str]:
+    """Return which text encoders a model has: "text_encoder", "text_encoder_2" or both."""
+    return [name for name in TEXT_ENCODERS if name in configs]
+
+
+def time_ids(configs: Configs) -> int | None:
+    """Return how many sizes an XL U-Net is told: 6, or 5 for the refiner; None for other U-Nets."""
+    return time_ids_of(configs, text_names(configs))
+
+
 def _text_encoder(configs: Configs, part: str, form: Form) -> Component:
-    length = configs[part].get("max_position_embeddings", 77)
+    is_xl = time_ids(configs) is not None
+    hidden = "hidden_embeds" if is_xl else "last_hidden_state"
 
     def call(model: Any) -> Call:
         def encode(input_ids: mx.array) -> Sequence[mx.array]:
             out = model(input_ids.astype(mx.int32))
-            return _wide(out.last_hidden_state), _wide(out.pooled_output)
+            states = out.hidden_states[-2] if is_xl else out.last_hidden_state
+            pooled = out.pooled_output if out.text_embeds is None else out.text_embeds
+            return _wide(states), _wide(pooled)
 
         return encode
 
     return Component(
-        name="TextEncoder",
+        name=TEXT_ENCODERS[part],
         part=part,
-        inputs={"input_ids": Feature((1, length), mx.float32, "Token ids")},
+        inputs={"input_ids": Feature((1, _length(configs)), mx.float32, "Token ids")},
         outputs={
-            "last_hidden_state": "Hidden states of the tokens",
+            hidden: "Hidden states of the tokens",
             "pooled_outputs": "The hidden state at the end of the text",
         },
         call=call,
         precision=form.precision,
-        about="The text encoder of Stable Diffusion: a prompt to what the U-Net is told",
+        about="A text encoder of Stable Diffusion: a prompt to what the U-Net is told",
     )
 
 
 def _unet(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
     config = UNet2DConditionConfig.from_dict(configs["unet"])
     _check_unet(config)
-    factor = AutoencoderKLConfig.from_dict(configs["vae"]).spatial_scale_factor
-    dtype, B = DTYPES[form.precision], form.batch
-    length = configs[TEXT[0]].get("max_position_embeddings", 77)
-    width = config.encoder_hid_dim or config.per_block(config.cross_attention_dim)[0]
-    latents = (B, config.in_channels, *(side // factor for side in size))
 
     def call(model: Any) -> Call:
         def predict(
-            sample: mx.array, timestep: mx.array, encoder_hidden_states: mx.array
+            sample: mx.array, timestep: mx.array, states: mx.array, *of_size: mx.array
         ) -> Sequence[mx.array]:
-            states = encoder_hidden_states.squeeze(2).swapaxes(1, 2)
-            return [_wide(_to_first(model(_to_last(sample), timestep, states)))]
+            states = states.squeeze(2).swapaxes(1, 2)
+            extra = dict(zip(("time_ids", "text_embeds"), of_size, strict=False))
+            return [_wide(_to_first(model(_to_last(sample), timestep, states, **extra)))]
 
         return predict
 
     return Component(
         name="Unet",
         part="unet",
-        inputs={
-            "sample": Feature(latents, dtype, "Noisy latents, as the scheduler scales them"),
-            "timestep": Feature((B,), dtype, "The time of each row"),
-            "encoder_hidden_states": Feature(
-                (B, width, 1, length), dtype, "What the text encoder says, channels first"
-            ),
-        },
+        inputs=_unet_inputs(configs, config, form, size),
         outputs={"noise_pred": "What the scheduler calls the model's output"},
         call=call,
         precision=form.precision,
@@ -207,9 +208,34 @@ def _unet(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
     )
 
 
+def _unet_inputs(
+    configs: Configs, config: UNet2DConditionConfig, form: Form, size: tuple[int, int]
+) -> dict[str, Feature]:
+    factor = AutoencoderKLConfig.from_dict(configs["vae"]).spatial_scale_factor
+    dtype, B = DTYPES[form.precision], form.batch
+    width = config.encoder_hid_dim or config.per_block(config.cross_attention_dim)[0]
+    latents = (B, config.in_channels, *(side // factor for side in size))
+    told = (B, width, 1, _length(configs))
+    inputs = {
+        "sample": Feature(latents, dtype, "Noisy latents, as the scheduler scales them"),
+        "timestep": Feature((B,), dtype, "The time of each row"),
+        "encoder_hidden_states": Feature(
+            told, dtype, "What the text encoders say, channels on axis 1"
+        ),
+    }
+    count = time_ids(configs)
+    if count is not None:
+        pooled = configs[text_names(configs)[-1]]["projection_dim"]
+        inputs["time_ids"] = Feature((B, count), dtype, "Sizes and crop, as SDXL is told them")
+        inputs["text_embeds"] = Feature((B, pooled), dtype, "The last text encoder's pooled output")
+    return inputs
+
+
 def _decoder(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
     vae = AutoencoderKLConfig.from_dict(configs["vae"])
     latents = (1, vae.latent_channels, *(side // vae.spatial_scale_factor for side in size))
+    overflows = time_ids(configs) is not None and vae.force_upcast
+    precision = "fp32" if overflows else form.precision
 
     def call(model: Any) -> Call:
         return lambda z: [_wide(_to_first(model.decode(_to_last(z))))]
@@ -219,18 +245,20 @@ def _decoder(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
         part="vae",
         inputs={
             "z": Feature(
-                latents, DTYPES[form.precision], "Latents divided by scaling_factor, + shift_factor"
+                latents, DTYPES[precision], "Latents divided by scaling_factor, + shift_factor"
             )
         },
         outputs={"image": "The picture, [-1, 1], red, green, blue"},
         call=call,
-        precision=form.precision,
+        precision=precision,
         about="The decoder of Stable Diffusion's autoencoder: latents to a picture",
     )
 
 
 def _encoder(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
     vae = AutoencoderKLConfig.from_dict(configs["vae"])
+    # XL's in any case: Apple's package feeds it float32, whichever the decoder is.
+    precision = form.precision if time_ids(configs) is None else "fp32"
 
     def call(model: Any) -> Call:
         return lambda x: [_wide(_to_first(model.moments(_to_last(x))))]
@@ -239,13 +267,11 @@ def _encoder(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
         name="VAEEncoder",
         part="vae",
         inputs={
-            "x": Feature(
-                (1, vae.in_channels, *size), DTYPES[form.precision], "A picture in [-1, 1]"
-            )
+            "x": Feature((1, vae.in_channels, *size), DTYPES[precision], "A picture in [-1, 1]")
         },
         outputs={"latent": "Means, then log variances, of the latents"},
         call=call,
-        precision=form.precision,
+        precision=precision,
         about="The encoder of Stable Diffusion's autoencoder: a picture to its latents",
     )
 
@@ -258,6 +284,10 @@ def _check_unet(config: UNet2DConditionConfig) -> None:
             "this U-Net (of an LCM) takes the guidance, and Apple's package does not give it",
             hint="an LCM as a LoRA needs none: --model BASE --lora lcm-lora.safetensors",
         )
+
+
+def _length(configs: Configs) -> int:
+    return int(configs[text_names(configs)[0]].get("max_position_embeddings", 77))
 
 
 def _to_last(x: mx.array) -> mx.array:

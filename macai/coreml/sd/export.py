@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle that agrees with it, one component at a time."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from macai import __version__
 from macai.coreml.api import export_functions
@@ -20,11 +21,15 @@ from macai.coreml.sd.card import card
 from macai.coreml.sd.components import (
     DTYPES,
     MINIMUM_OS,
+    MINIMUM_OS_XL,
     TARGET,
+    TEXT_ENCODERS,
     Component,
     Form,
     components,
     picture_size,
+    text_names,
+    time_ids,
 )
 from macai.coreml.sd.manifest import PackageInfo, SdManifest
 from macai.coreml.sd.samples import Samples
@@ -45,6 +50,7 @@ COMPUTE_UNITS = "cpuAndGPU"
 
 Progress = Callable[[str, int, int], None]
 Report = dict[str, Any]
+Tried = tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +97,18 @@ def export_sd(
     wanted = components(export.checkpoint.configs, export.form)
     resources = folder / RESOURCES
     resources.mkdir()
-    samples = _samples(export.checkpoint, export.timesteps)
+    samples = _samples(export.checkpoint, export.form, export.timesteps)
     reports: dict[str, Report] = {}
     packages: dict[str, PackageInfo] = {}
-    for module, group in _modules(export.checkpoint, export.loras, wanted):
-        tried = [_tried(c, module, samples) if export.timesteps else None for c in group]
-        cast_weights(module, DTYPES[group[0].precision])
-        for component, pairs in zip(group, tried, strict=True):
-            progress("building packages", len(packages), len(wanted))
+    for _, group in groupby(wanted, _module_of):
+        made = list(group)
+        progress("building packages", len(packages), len(wanted))
+        tried = _write_packages(export, made, resources, samples)
+        for component in made:
             path = resources / f"{component.name}.mlpackage"
-            _write_package(export, component, module, path)
             packages[component.name] = _info(component, path)
-            if pairs is not None:
+            if tried:
+                pairs = tried.pop(component.name)
                 reports[component.name] = compare(path, component, *pairs, progress)
     progress("building packages", len(wanted), len(wanted))
     manifest = _manifest(export, packages)
@@ -141,34 +147,53 @@ def verify_sd(
         attention=manifest.attention,
         precision=manifest.packages["Unet"].precision,
     )
-    samples = _samples(checkpoint, timesteps)
+    samples = _samples(checkpoint, form, timesteps)
     reports = {}
-    for module, group in _modules(checkpoint, loras, components(checkpoint.configs, form)):
-        for component in group:
-            pairs = _tried(component, module, samples)
+    wanted = components(checkpoint.configs, form)
+    for _, group in groupby(wanted, _module_of):
+        made = list(group)
+        tried = _tried(_load(checkpoint, loras, made[0].part), made, samples)
+        for component in made:
             package = folder / manifest.packages[component.name].package
+            pairs = tried.pop(component.name)
             reports[component.name] = compare(package, component, *pairs, progress)
     return _report(reports)
 
 
-def _modules(
-    checkpoint: Checkpoint, loras: Sequence[Lora], wanted: Sequence[Component]
-) -> Iterator[tuple[nn.Module, list[Component]]]:
-    """Yield each module once, LoRAs fused, with the components made of it."""
-    for part, group in groupby(wanted, lambda c: c.part):
-        module = checkpoint.load(part, dtype="float32")
-        if loras and part != "vae":
-            fuse({part: module}, [(lora.content, lora.scale) for lora in loras])
-        yield module, list(group)
-        del module
-        mx.clear_cache()
+def _module_of(component: Component) -> tuple[str, str]:
+    """What components that are made of one module, with the same weights, have in common."""
+    return component.part, component.precision
 
 
-def _tried(component: Component, module: nn.Module, samples: Samples) -> tuple[Any, Any]:
-    given = samples.of(component)
-    results = reference(component, module, given)
-    samples.heard(component, results)
-    return given, results
+def _load(checkpoint: Checkpoint, loras: Sequence[Lora], part: str) -> nn.Module:
+    module = checkpoint.load(part, dtype="float32")
+    if loras and part != "vae":
+        fuse({part: module}, [(lora.content, lora.scale) for lora in loras])
+    return module
+
+
+def _tried(module: nn.Module, made: Sequence[Component], samples: Samples) -> dict[str, Tried]:
+    """Return what each component is tried with, and what the module makes of it."""
+    tried = {}
+    for component in made:
+        given = samples.of(component)
+        results = reference(component, module, given)
+        samples.heard(component, results)
+        tried[component.name] = (given, results)
+    return tried
+
+
+def _write_packages(
+    export: SdExport, made: Sequence[Component], folder: Path, samples: Samples
+) -> dict[str, Tried]:
+    """Write the packages of one module, which is let go: comparing needs the memory."""
+    module = _load(export.checkpoint, export.loras, made[0].part)
+    tried = _tried(module, made, samples) if export.timesteps else {}
+    cast_weights(module, DTYPES[made[0].precision])
+    mx.clear_cache()
+    for component in made:
+        _write_package(export, component, module, folder / f"{component.name}.mlpackage")
+    return tried
 
 
 def _write_package(export: SdExport, component: Component, module: nn.Module, path: Path) -> None:
@@ -227,7 +252,7 @@ def _manifest(export: SdExport, packages: dict[str, PackageInfo]) -> SdManifest:
         source=_source(export),
         macai=__version__,
         compute_units=COMPUTE_UNITS,
-        minimum_os=dict(MINIMUM_OS),
+        minimum_os=dict(MINIMUM_OS if time_ids(checkpoint.configs) is None else MINIMUM_OS_XL),
     )
 
 
@@ -249,7 +274,7 @@ def _described(lora: Lora) -> dict[str, Any]:
 
 def _write_rest(export: SdExport, manifest: SdManifest, folder: Path) -> None:
     checkpoint = export.checkpoint
-    checkpoint.tokenizer("text_encoder").write(folder / RESOURCES)
+    checkpoint.tokenizer(text_names(checkpoint.configs)[0]).write(folder / RESOURCES)
     if checkpoint.path.is_dir():
         for file in licence_files(checkpoint.path):
             shutil.copyfile(file, folder / file.name)
@@ -261,10 +286,14 @@ def _prediction_type(checkpoint: Checkpoint) -> str:
     return str(checkpoint.scheduler_config.get("prediction_type", "epsilon"))
 
 
-def _samples(checkpoint: Checkpoint, timesteps: int) -> Samples:
+def _samples(checkpoint: Checkpoint, form: Form, timesteps: int) -> Samples:
     vae = AutoencoderKLConfig.from_dict(checkpoint.configs["vae"])
     return Samples(
-        checkpoint.tokenizer("text_encoder"),
+        {
+            TEXT_ENCODERS[part]: checkpoint.tokenizer(part)
+            for part in text_names(checkpoint.configs)
+        },
+        size=picture_size(checkpoint.configs, form),
         scaling_factor=vae.scaling_factor,
         train_timesteps=int(checkpoint.scheduler_config.get("num_train_timesteps", 1000)),
         timesteps=timesteps,

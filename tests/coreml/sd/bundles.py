@@ -8,13 +8,48 @@ import numpy as np
 from macai.coreml.sd.components import Form
 from macai.coreml.sd.export import Lora, SdExport, export_sd
 from macai.diffusion.image_settings import UsedFile
-from macai.diffusion.loading import open_checkpoint
+from macai.diffusion.loading import Models, open_checkpoint, save_folder
 from macai.diffusion.lora.formats import read_lora
 from macai.diffusion.lora.layers import layers_of
 from macai.diffusion.models import from_config
+from macai.diffusion.tokenizer import ClipTokenizer
 from macai.mil import open_package
+from tests.diffusion.tiny import SCHEDULER, TEXT, UNET, VAE
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def xl_dir(folder: Path, *, ids: int = 6, **vae: object) -> Path:
+    """Write a tiny SDXL, with 5 ids its refiner; its second encoder has another width."""
+    second = TEXT | {
+        "architectures": ["CLIPTextModelWithProjection"], "hidden_size": 24, "hidden_act": "gelu",
+        "projection_dim": 20,
+    }  # fmt: skip
+    texts = {"text_encoder": TEXT, "text_encoder_2": second}
+    tokenizers = {
+        "text_encoder": ClipTokenizer.shipped(),
+        "text_encoder_2": ClipTokenizer.shipped(padding="!"),
+    }
+    if ids == 5:
+        del texts["text_encoder"], tokenizers["text_encoder"]
+    unet = UNET | {
+        "cross_attention_dim": sum(text["hidden_size"] for text in texts.values()),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 8 * ids + 20,
+        "transformer_layers_per_block": [1, 2],
+        "use_linear_projection": True,
+    }
+    configs = {"unet": unet, "vae": VAE | {"scaling_factor": 0.13025} | vae, **texts}
+    mx.random.seed(3)
+    made = {name: from_config(config) for name, config in configs.items()}
+    for module in made.values():
+        module.eval()
+        mx.eval(module.parameters())
+    index = {"_class_name": "StableDiffusionXLPipeline"}
+    models = Models(made, configs | {"pipeline": index}, SCHEDULER, tokenizers)
+    save_folder(models, folder)
+    return folder
 
 
 def export_tiny(model: Path, folder: Path, *, loras=(), timesteps=2, **form):

@@ -57,6 +57,43 @@ def test_packages_of_sd2_are_told_1024_channels_and_made_for_768_pixels():
     assert unet["sample"] == ((2, 4, 96, 96), "float16")
 
 
+def test_packages_of_sdxl_have_the_inputs_that_swift_feeds():
+    made = inputs_of("sdxl")
+    assert made == {
+        "TextEncoder": {"input_ids": ((1, 77), "float32")},
+        "TextEncoder2": {"input_ids": ((1, 77), "float32")},
+        "Unet": {
+            "sample": ((2, 4, 128, 128), "float16"),
+            "timestep": ((2,), "float16"),
+            "encoder_hidden_states": ((2, 2048, 1, 77), "float16"),
+            "time_ids": ((2, 6), "float16"),
+            "text_embeds": ((2, 1280), "float16"),
+        },
+        # Its decoder overflows float16, and Swift feeds its encoder float32 in any case.
+        "VAEDecoder": {"z": ((1, 4, 128, 128), "float32")},
+        "VAEEncoder": {"x": ((1, 3, 1024, 1024), "float32")},
+    }
+    assert list(made["Unet"]) == [
+        "sample", "timestep", "encoder_hidden_states", "time_ids", "text_embeds",
+    ]  # fmt: skip
+    outputs = {c.name: list(c.outputs) for c in components(configs("sdxl"), Form())}
+    assert outputs["TextEncoder"] == outputs["TextEncoder2"] == ["hidden_embeds", "pooled_outputs"]
+
+
+def test_swift_tells_a_refiner_by_its_five_time_ids():
+    made = inputs_of("sdxl-refiner")
+    assert "TextEncoder" not in made
+    assert made["Unet"]["time_ids"] == ((2, 5), "float16")
+    assert made["Unet"]["encoder_hidden_states"] == ((2, 1280, 1, 77), "float16")
+
+
+def test_an_autoencoder_of_sdxl_that_was_made_for_float16_has_it():
+    own = configs("sdxl")
+    made = components(own | {"vae": own["vae"] | {"force_upcast": False}}, Form())
+    precisions = {c.name: c.precision for c in made}
+    assert (precisions["VAEDecoder"], precisions["VAEEncoder"]) == ("fp16", "fp32")
+
+
 def test_a_batch_of_one_and_another_size_are_in_the_shapes():
     made = inputs_of("sd1", batch=1, width=640, height=384)
     assert made["Unet"] == {

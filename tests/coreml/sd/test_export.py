@@ -12,10 +12,9 @@ from macai.coreml.sd.manifest import is_sd_bundle, read_sd_manifest
 from macai.coreml.sd.samples import Samples
 from macai.coreml.sd.verify import LEAST_PSNR, cosine, psnr
 from macai.diffusion.loading import open_checkpoint
-from macai.diffusion.tokenizer import ClipTokenizer
 from macai.errors import ExportError, PackageError, UsageError
 from macai.mil import open_package
-from tests.coreml.sd.bundles import LAYER, export_tiny, lora_file, read, run
+from tests.coreml.sd.bundles import LAYER, export_tiny, lora_file, read, run, xl_dir
 
 
 def numbers(seed, *shape):
@@ -117,6 +116,25 @@ def test_a_lora_is_in_the_packages_and_they_are_proven_with_it(bundle, model, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ids", [6, 5])
+def test_sdxl_and_its_refiner_agree_with_their_modules(tmp_path, ids):
+    model = xl_dir(tmp_path / "xl", ids=ids, force_upcast=False)
+    manifest, report = export_tiny(model, tmp_path / "b", timesteps=1)
+    assert report["passed"]
+    found = {n: p["outputs"] for n, p in report["packages"].items()}
+    assert set(found) == {"TextEncoder", "TextEncoder2", "Unet", "VAEDecoder", "VAEEncoder"} - (
+        {"TextEncoder"} if ids == 5 else set()
+    )
+    assert (
+        found["VAEEncoder"]["latent"]["fp16"]["psnr"]
+        > 105
+        > found["VAEDecoder"]["image"]["fp32"]["psnr"]
+    )
+    assert manifest.packages["TextEncoder2"].outputs["pooled_outputs"]["shape"] == [1, 20]
+    assert manifest.minimum_os == {"iOS": "17.0", "macOS": "14.0"}
+
+
+@pytest.mark.slow
 def test_a_package_of_other_weights_is_found_out(model, tmp_path):
     lora = read(model, lora_file(tmp_path / "ink.safetensors"), 0.8)
     manifest, _ = export_tiny(model, tmp_path / "b", loras=[lora], timesteps=0)
@@ -177,10 +195,11 @@ def test_a_manifest_cannot_name_a_package_elsewhere(bundle, tmp_path):
 
 
 def test_times_are_spread_over_the_trajectory():
-    samples = Samples(ClipTokenizer.shipped(), scaling_factor=1, timesteps=5)
-    assert samples.timesteps == [951, 701, 501, 251, 1]
-    every = Samples(ClipTokenizer.shipped(), scaling_factor=1, timesteps=20).timesteps
-    assert every == list(range(951, 0, -50))
+    def times(count):
+        return Samples({}, size=(32, 32), scaling_factor=1, timesteps=count).timesteps
+
+    assert times(5) == [951, 701, 501, 251, 1]
+    assert times(20) == list(range(951, 0, -50))
 
 
 def test_a_tenth_of_an_error_is_20_db_more():
