@@ -35,6 +35,12 @@ def sd(
         int,
         typer.Option(help="Rows of the U-Net: 2, prompt and negative prompt at once, or 1."),
     ] = 2,
+    attention: Annotated[
+        str,
+        typer.Option(
+            help="original, for a GPU; split_einsum or split_einsum_v2, for the Neural Engine."
+        ),
+    ] = "original",
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how numbers are kept.")] = "fp16",
     variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16.")] = None,
     timesteps: Annotated[
@@ -63,7 +69,7 @@ def sd(
         from macai.coreml.sd.components import Form
         from macai.coreml.sd.export import SdExport, export_sd
     width, height = parse_size(size)
-    form = Form(width=width, height=height, batch=batch, precision=precision)
+    form = Form(width=width, height=height, batch=batch, precision=precision, attention=attention)
     checkpoint = open_model(model, variant)
     export = SdExport(
         checkpoint=checkpoint,

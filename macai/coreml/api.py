@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macai.coreml.description import Metadata
-from macai.coreml.graph import Graph, apply
+from macai.coreml.graph import Graph, Pass, apply
 from macai.coreml.lower import Settings, lower
 from macai.coreml.package import package_bytes, save_package, target
 from macai.coreml.passes import PASSES
@@ -37,6 +37,7 @@ class ExportFunction:
         named: What a weight is called in the package, by its path in `weights`: its path if not
             given. Functions share what is called alike, so alike must be equal.
         settings: Precision and forms.
+        passes: What rewrites its graph before it is lowered.
     """
 
     fn: Callable[..., mx.array | Sequence[mx.array]]
@@ -46,6 +47,7 @@ class ExportFunction:
     weights: nn.Module | None = None
     named: Callable[[str], str] | None = None
     settings: Settings = field(default_factory=Settings)
+    passes: Sequence[Pass] = PASSES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +186,7 @@ def graph_of(function: ExportFunction) -> Graph:
     graph = trace(function.fn, arrays, function.weights)
     if function.named is not None:
         graph.weights = {value: function.named(path) for value, path in graph.weights.items()}
-    return apply(graph, PASSES)
+    return apply(graph, function.passes)
 
 
 def _lowered(name: str, function: ExportFunction, opset: Any) -> Any:

@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from macai.coreml.ops import OPS
+from tests.coreml import picture_cases
 from tests.coreml.cases import CASES
 from tests.coreml.same import assert_same, lowered_graph, ops_of, results_of, traced_graph
 
@@ -29,7 +30,7 @@ def together(cases):
 
 
 def test_every_op_has_a_case():
-    assert set(OPS) == set(CASES)
+    assert set(OPS) == {*CASES, *picture_cases.CASES, *picture_cases.ROWS}
 
 
 @pytest.mark.parametrize("op", CASES)

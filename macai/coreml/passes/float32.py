@@ -9,7 +9,10 @@ from macai.coreml.graph import Graph
 
 _ANGLES = {"Sin", "Cos"}
 # What mixes many values is no part of an angle's computation: the walk back ends there.
-_ENDS = {"Linear", "Matmul", "AddMM", "Convolution", "QuantizedMatmul", "ScaledDotProductAttention"}
+_ENDS = {
+    "AddMM", "Convolution", "Linear", "Matmul", "PictureConvolution", "QuantizedMatmul",
+    "RowsAttention", "RowsLinear", "ScaledDotProductAttention",
+}  # fmt: skip
 
 
 def keep_float32(graph: Graph) -> frozenset[str]:

@@ -22,8 +22,9 @@ def card(manifest: SdManifest) -> str:
         f"- the U-Net predicts: {manifest.prediction_type}",
     ]
     table = ["| package | inputs | outputs | size |", "|---|---|---|---|", *rows]
+    use = _USE.format(scale=manifest.scaling_factor, units=manifest.compute_units)
     head = [f"# {manifest.name}", "", "Stable Diffusion for Core ML, written by macai.", ""]
-    return "\n".join([*head, *facts, "", *table, "", _USE.format(scale=manifest.scaling_factor)])
+    return "\n".join([*head, *facts, "", *table, "", use])
 
 
 def _features(specs: dict[str, dict[str, object]]) -> str:
@@ -44,7 +45,7 @@ Apple's package, github.com/apple/ml-stable-diffusion, then makes pictures of th
 import StableDiffusion
 
 let configuration = MLModelConfiguration()
-configuration.computeUnits = .cpuAndGPU
+configuration.computeUnits = .{units}
 let pipeline = try StableDiffusionPipeline(
     resourcesAt: resources, controlNet: [], configuration: configuration, reduceMemory: true)
 try pipeline.loadResources()

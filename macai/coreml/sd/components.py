@@ -8,6 +8,7 @@ program is float16, but for token ids, which Swift feeds as floats and float16 c
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +16,10 @@ import mlx.nn as nn
 
 from macai.coreml.api import ExportFunction
 from macai.coreml.description import Metadata
+from macai.coreml.graph import Pass
 from macai.coreml.lower import Settings
+from macai.coreml.passes import PASSES
+from macai.coreml.passes.pictures_first import pictures_and_rows_first, pictures_first
 from macai.diffusion.models.autoencoder_kl import AutoencoderKLConfig
 from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig
 from macai.diffusion.parts import time_ids_of
@@ -25,8 +29,15 @@ TARGET = "iOS16"  # the first whose inputs may be float16; apps read its operati
 MINIMUM_OS = {"iOS": "16.0", "macOS": "13.0"}
 MINIMUM_OS_XL = {"iOS": "17.0", "macOS": "14.0"}  # StableDiffusionXLPipeline's
 TEXT_ENCODERS = {"text_encoder": "TextEncoder", "text_encoder_2": "TextEncoder2"}
-ATTENTION = ("original",)
+COMPUTE_UNITS = {
+    "original": "cpuAndGPU",
+    "split_einsum": "cpuAndNeuralEngine",
+    "split_einsum_v2": "cpuAndNeuralEngine",
+}
+"""Where each way to compute the U-Net's attention is meant to run."""
 DTYPES = {"fp16": mx.float16, "fp32": mx.float32}
+
+_CHUNK = 512  # rows of split_einsum_v2: attention.py of apple/ml-stable-diffusion
 
 Configs = Mapping[str, Mapping[str, Any]]
 Call = Callable[..., Sequence[mx.array]]
@@ -53,6 +64,7 @@ class Component:
         call: Takes the module, gives the function.
         precision: "fp16" or "fp32".
         about: What it is, in a sentence.
+        passes: What rewrites its graph.
     """
 
     name: str
@@ -62,6 +74,7 @@ class Component:
     call: Callable[[Any], Call]
     precision: str
     about: str
+    passes: Sequence[Pass] = PASSES
 
     def function(self, module: nn.Module) -> ExportFunction:
         """Return the function to export, of a module whose weights are in `precision`."""
@@ -71,6 +84,7 @@ class Component:
             outputs=list(self.outputs),
             weights=module,
             settings=Settings(precision=self.precision, fused_attention=False),
+            passes=self.passes,
         )
 
     def metadata(self, **own: Any) -> Metadata:
@@ -92,7 +106,7 @@ class Form:
         height: See `width`.
         batch: Rows of the U-Net: 2, negative prompt and prompt at once, or 1.
         precision: "fp16" or "fp32".
-        attention: A name in ATTENTION.
+        attention: How the U-Net attends, a name in COMPUTE_UNITS.
     """
 
     width: int | None = None
@@ -108,9 +122,9 @@ class Form:
             )
         if self.batch not in (1, 2):
             raise UsageError(f"a U-Net of {self.batch} rows", hint="1 or 2")
-        if self.attention not in ATTENTION:
+        if self.attention not in COMPUTE_UNITS:
             raise UsageError(
-                f"unknown attention '{self.attention}'", hint=f"one of {', '.join(ATTENTION)}"
+                f"unknown attention '{self.attention}'", hint=f"one of {', '.join(COMPUTE_UNITS)}"
             )
 
 
@@ -205,7 +219,16 @@ def _unet(configs: Configs, form: Form, size: tuple[int, int]) -> Component:
         call=call,
         precision=form.precision,
         about="The U-Net of Stable Diffusion: predicts the noise in latents",
+        passes=_passes(form.attention),
     )
+
+
+def _passes(attention: str) -> Sequence[Pass]:
+    if attention == "original":
+        return PASSES
+    chunk = _CHUNK if attention == "split_einsum_v2" else None
+    rows = partial(pictures_and_rows_first, chunk=chunk)
+    return [rows if rewrite is pictures_first else rewrite for rewrite in PASSES]
 
 
 def _unet_inputs(

@@ -19,6 +19,7 @@ from macai.coreml.manifest import FILE
 from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.sd.card import card
 from macai.coreml.sd.components import (
+    COMPUTE_UNITS,
     DTYPES,
     MINIMUM_OS,
     MINIMUM_OS_XL,
@@ -46,7 +47,7 @@ from macai.files import write_json
 from macai.mil import open_package
 
 RESOURCES = "Resources"
-COMPUTE_UNITS = "cpuAndGPU"
+_COMPUTE_UNIT = {"cpuAndGPU": "CPU_AND_GPU", "cpuAndNeuralEngine": "CPU_AND_NE"}
 
 Progress = Callable[[str, int, int], None]
 Report = dict[str, Any]
@@ -208,7 +209,7 @@ def _write_package(export: SdExport, component: Component, module: nn.Module, pa
             "identifier": export.name,
             "converter_version": f"macai {__version__}",
             "attention_implementation": export.form.attention.upper(),
-            "compute_unit": "CPU_AND_GPU",
+            "compute_unit": _COMPUTE_UNIT[COMPUTE_UNITS[export.form.attention]],
             "hidden_size": str(config.per_block(config.cross_attention_dim)[0]),
             "prediction_type": _prediction_type(export.checkpoint),
         },
@@ -251,7 +252,7 @@ def _manifest(export: SdExport, packages: dict[str, PackageInfo]) -> SdManifest:
         scheduler=checkpoint.scheduler_config,
         source=_source(export),
         macai=__version__,
-        compute_units=COMPUTE_UNITS,
+        compute_units=COMPUTE_UNITS[export.form.attention],
         minimum_os=dict(MINIMUM_OS if time_ids(checkpoint.configs) is None else MINIMUM_OS_XL),
     )
 

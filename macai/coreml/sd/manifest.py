@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from macai.coreml.manifest import FILE
-from macai.coreml.sd.components import MINIMUM_OS
 from macai.errors import PackageError
 
 KIND = "stable-diffusion"
@@ -44,7 +43,7 @@ class SdManifest:
         width: Of a picture, in pixels.
         height: See `width`.
         batch: Rows of the U-Net.
-        attention: How it is computed: "original".
+        attention: How the U-Net attends: see components.COMPUTE_UNITS.
         compute_units: Where the packages are meant to run, as Core ML's configuration calls it.
         scaling_factor: The decoder is given latents / scaling_factor + shift_factor.
         shift_factor: See `scaling_factor`.
@@ -67,8 +66,8 @@ class SdManifest:
     scheduler: dict[str, Any]
     source: dict[str, Any]
     macai: str
-    compute_units: str = "cpuAndGPU"
-    minimum_os: dict[str, str] = field(default_factory=lambda: dict(MINIMUM_OS))
+    compute_units: str
+    minimum_os: dict[str, str]
     kind: str = KIND
     contract: int = CONTRACT
 
