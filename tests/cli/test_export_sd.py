@@ -1,8 +1,9 @@
 import json
 
 import pytest
+from PIL import Image
 
-from tests.coreml.sd.bundles import lora_file
+from tests.coreml.sd.bundles import export_tiny, lora_file
 from tests.diffusion.tiny import tiny_pipeline_dir
 
 
@@ -67,3 +68,19 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(
     assert result.code == 1
     assert message in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_a_picture_and_replaces_none(macai, model, tmp_path):
+    bundle = tmp_path / "bundle"
+    export_tiny(model, bundle, timesteps=0)
+    out = tmp_path / "apples.png"
+    options = ["run", bundle, "--prompt", "two red apples", "--steps", 2, "--out", out]
+    result = macai(*options, "--seed", 3)
+    assert (result.code, result.out) == (0, f"{out}  seed 3\n"), result.err
+    assert "taking noise out: 3 of 3" in result.err
+    with Image.open(out) as picture:
+        assert picture.size == (32, 32)
+    again = macai(*options, "--json")
+    assert (again.code, "exists already" in again.err) == (1, True)
+    out.unlink()
+    assert json.loads(macai(*options, "--json").out)["steps"] == 2

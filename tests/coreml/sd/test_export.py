@@ -1,5 +1,6 @@
 import json
 import math
+from collections import Counter
 
 import mlx.core as mx
 import numpy as np
@@ -132,6 +133,32 @@ def test_sdxl_and_its_refiner_agree_with_their_modules(tmp_path, ids):
     )
     assert manifest.packages["TextEncoder2"].outputs["pooled_outputs"]["shape"] == [1, 20]
     assert manifest.minimum_os == {"iOS": "17.0", "macOS": "14.0"}
+
+
+@pytest.mark.parametrize(
+    ("attention", "units"),
+    [("split_einsum", "cpuAndNeuralEngine"), ("split_einsum_v2", "cpuAndNeuralEngine")],
+)
+def test_split_attention_is_made_of_einsums_that_apps_look_for(
+    bundle, model, tmp_path, attention, units
+):
+    manifest, report = export_tiny(model, tmp_path / "b", attention=attention, timesteps=1)
+    assert report["passed"]
+    assert (manifest.attention, manifest.compute_units) == (attention, units)
+    package = open_package(tmp_path / "b/Resources/Unet.mlpackage")
+    kinds = Counter(op.type for op in package.functions["main"].operations)
+    assert kinds["einsum"] == kinds["softmax"] * 2
+    assert (kinds["matmul"], package.specification_version) == (0, 7)
+    plain = run(bundle, "Unet", **unet_inputs())["noise_pred"]
+    assert psnr(run(tmp_path / "b", "Unet", **unet_inputs())["noise_pred"], plain) > 100
+
+
+def test_only_keys_are_turned_inside_a_split_unet(model, tmp_path):
+    export_tiny(model, tmp_path / "b", attention="split_einsum", timesteps=0)
+    package = open_package(tmp_path / "b/Resources/Unet.mlpackage")
+    kinds = Counter(op.type for op in package.functions["main"].operations)
+    assert kinds["transpose"] == 8  # one for each attention
+    assert kinds["cast"] == 3  # of the time, its embedding, and the result: all else is float16
 
 
 @pytest.mark.slow
