@@ -298,7 +298,10 @@ CASES: dict[str, list[Case]] = {
         (lambda x, y, n: mx.gather_mm(x, y, rhs_indices=n), (f(3, 1, 1, 4), f(5, 4, 6), i(3, 2))),
         (lambda x, y, m, n: mx.gather_mm(x, y, m, n), (f(5, 2, 4), f(5, 4, 6), i(3), i(3))),
         (lambda x, y, m: mx.gather_mm(x, y, lhs_indices=m), (f(5, 2, 4), f(3, 4, 6), i(3))),
-        (lambda x, y, m, n: mx.gather_mm(x, y, m, n), (f(2, 2, 3, 4), f(5, 4, 2), i(2, 2, high=4), i(2))),
+        (
+            lambda x, y, m, n: mx.gather_mm(x, y, m, n),
+            (f(2, 2, 3, 4), f(5, 4, 2), i(2, 2, high=4), i(2)),
+        ),
     ],
     "Greater": compared(mx.greater),
     "GreaterEqual": compared(mx.greater_equal),

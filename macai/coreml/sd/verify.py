@@ -12,7 +12,7 @@ from macai.coreml.sd.components import Component
 from macai.mil import open_package
 
 PRECISIONS = ("fp32", "fp16")
-LEAST_PSNR = {"fp32": 60.0, "fp16": 45.0}
+LEAST_PSNR = {"fp32": 60.0, "fp16": 60.0}
 """By arithmetic. In fp32 only weights are rounded; in fp16 every value is, after each operation."""
 MOST_PSNR = 200.0  # what equal arrays have
 
