@@ -20,6 +20,7 @@ from macai.cli import (
     convert,
     doctor,
     export,
+    export_sd,
     fuse,
     generate,
     image,
@@ -44,10 +45,10 @@ app = typer.Typer(
 )
 
 
-def _add(command: Callable[..., None]) -> None:
+def _add(command: Callable[..., None], to: typer.Typer = app) -> None:
     """Add a command; the example that ends its docstring is put at the end of its help."""
     text, _, example = inspect.cleandoc(command.__doc__ or "").partition("\n\nExample: ")
-    app.command(help=text, epilog=f"Example: {example}")(command)
+    to.command(help=text, epilog=f"Example: {example}")(command)
 
 
 # In the order of `macai --help`, which puts groups last.
@@ -62,6 +63,7 @@ _add(convert.convert)
 _add(verify.verify)
 _add(run.run)
 _add(doctor.doctor)
+_add(export_sd.sd, to=export.app)
 app.add_typer(export.app)
 app.add_typer(recipes.app)
 

@@ -1,7 +1,6 @@
 """Opens what `macai image` makes pictures with: a model and what is put into it, ControlNets."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,19 @@ import mlx.nn as nn
 
 from macai.catalog import locate_pipeline, pipeline_names
 from macai.cli.image_wanted import Wanted, parse_numbers
+from macai.cli.loras import Loras, read_loras
 from macai.diffusion.fingerprint import fingerprint
 from macai.diffusion.image_settings import UsedFile
 from macai.diffusion.images import read_control
 from macai.diffusion.loading import Checkpoint, open_checkpoint
 from macai.diffusion.loading.known_configs import KINDS
 from macai.diffusion.lora.apply import fuse
-from macai.diffusion.lora.formats import LoraFile, lora_file, read_lora
-from macai.diffusion.lora.layers import layers_of
-from macai.diffusion.models import from_config
-from macai.diffusion.parts import TEXT, Parts
+from macai.diffusion.parts import Parts
 from macai.diffusion.pipeline import Pipeline
 from macai.diffusion.predict import Control
 from macai.errors import UsageError
 
 OWN_MODEL = "emoji-diffusion"  # what comes with macai: it draws emoji, of 64 pixels a side
-Loras = Sequence[tuple[LoraFile, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +50,7 @@ def open_model(wanted: Wanted) -> Opened:
     """Open the model, read LoRAs and say what of them matched; weights are not loaded yet."""
     model = _model(wanted)
     checkpoint = _checkpoint(model, wanted)
-    loras, used_loras = _read_loras(wanted.loras, checkpoint)
+    loras, used_loras = read_loras(wanted.loras, checkpoint)
     used: dict[str, Any] = {"loras": used_loras}
     vae, refiner = None, None
     if wanted.vae is not None:
@@ -136,21 +132,3 @@ def _checkpoint(name: str, wanted: Wanted) -> Checkpoint:
 
 def _used(name: str, checkpoint: Checkpoint) -> UsedFile:
     return UsedFile(name=Path(name).name, sha256=fingerprint(checkpoint))
-
-
-def _read_loras(specs: Sequence[str], checkpoint: Checkpoint) -> tuple[Loras, tuple[UsedFile, ...]]:
-    """Read LoRAs for a model whose weights are not loaded yet, and say what matched."""
-    if not specs:
-        return (), ()
-    configs = checkpoint.configs
-    lazy = {name: from_config(configs[name]) for name in ("unet", *TEXT) if name in configs}
-    layers, loras, used = layers_of(lazy), [], []
-    for spec in specs:
-        name, numbers = parse_numbers(spec, 1)
-        scale = numbers[0] if numbers else 1.0
-        file = lora_file(Path(name))
-        lora = read_lora(file, layers)
-        print(f"LoRA {lora.summary()}", file=sys.stderr)
-        loras.append((lora, scale))
-        used.append(UsedFile.of(file, scale=scale))
-    return loras, tuple(used)

@@ -47,12 +47,29 @@ def run(
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
     stop: StopOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Of Stable Diffusion: the PNG, which must not be there yet.")
+    ] = Path("image.png"),
+    negative: Annotated[str, typer.Option(help="What the picture keeps away from.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="From noise to the picture.")] = 20,
+    guidance: Annotated[float, typer.Option(help="How strictly a picture follows --prompt.")] = 7.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Let an exported package reply to one prompt: by macai's own runtime, in numpy, or by Core ML.
 
+    A bundle of Stable Diffusion makes a picture of it, with tokens, noise and scheduler of Apple's
+    Swift package.
+
     Example: macai run MyModel --prompt "wake me at half six tomorrow"
     """
+    from macai.coreml.sd.manifest import is_sd_bundle
+
+    if is_sd_bundle(package):
+        from macai.cli.run_sd import run_sd
+
+        options = {"negative": negative, "steps": steps, "guidance": guidance, "seed": seed or 0}
+        run_sd(package, read_prompt(prompt), out, options, as_json=as_json)
+        return
     import mlx.core as mx
 
     from macai.coreml.device import CoreMLRunner

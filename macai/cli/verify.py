@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from macai.cli.export_sd import LoraOption
 from macai.cli.opening import AdapterOption, RuntimeOption
 
 
@@ -15,6 +16,7 @@ def verify(
         str, typer.Option("--against", help="The model: a name, a folder, a .gguf or a hub id.")
     ],
     adapter: AdapterOption = None,
+    lora: LoraOption = None,
     functions_of: Annotated[
         str | None,
         typer.Option(help="The adapter of the bundle whose functions are compared, by name."),
@@ -29,13 +31,19 @@ def verify(
     """Run an exported package, and compare it with its model in MLX.
 
     The exit code is 1 if they do not agree. Where weights were compressed only the perplexity
-    counts.
+    counts. A bundle of Stable Diffusion is compared component by component; it wants the LoRAs
+    that were fused.
 
     Where the package has a slot, the adapter is loaded into it: a folder of macai train, or the
     file of macai export adapter.
 
     Example: macai verify MyModel --against smollm2-135m --adapter runs/mine
     """
+    from macai.coreml.sd.manifest import is_sd_bundle
+
+    if is_sd_bundle(package):
+        _verify_sd(package, against, lora or [], as_json=as_json)
+        return
     from macai.catalog import locate_model
     from macai.cli.export import print_report, read_text
     from macai.cli.progress import reporting
@@ -61,6 +69,26 @@ def verify(
             runner=CoreMLRunner(package, manifest, held=held) if runtime == "coreml" else None,
             held=held,
             progress=progress,
+        )
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+    if not report["passed"]:
+        raise typer.Exit(1)
+
+
+def _verify_sd(package: Path, against: str, loras: list[str], *, as_json: bool) -> None:
+    from macai.cli.export_sd import fused_loras, open_model, print_report
+    from macai.cli.progress import reporting
+    from macai.coreml.sd.export import verify_sd
+    from macai.coreml.sd.manifest import read_sd_manifest
+
+    manifest = read_sd_manifest(package)
+    checkpoint = open_model(against, manifest.source.get("variant"))
+    with reporting() as progress:
+        report = verify_sd(
+            manifest, package, checkpoint, fused_loras(loras, checkpoint), progress=progress
         )
     if as_json:
         print(json.dumps(report))

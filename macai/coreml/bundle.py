@@ -10,18 +10,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from mlx.utils import tree_unflatten
 
 from macai import __version__
 from macai.coreml.api import ExportFunction
 from macai.coreml.card import model_card
+from macai.coreml.cast import DTYPE_NAMES, cast_weights
 from macai.coreml.chunks import export_chunks, plan_chunks
 from macai.coreml.compress import Compression
 from macai.coreml.cut import HIDDEN_IN, HIDDEN_OUT
 from macai.coreml.description import Metadata
 from macai.coreml.licence import licence_files, licence_name
-from macai.coreml.lower import all_finite
 from macai.coreml.manifest import CHUNKED, CONTRACT, FILE, Chunk, FunctionInfo, Manifest
 from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.profiles import Profile
@@ -29,12 +27,11 @@ from macai.coreml.profiles.gpu import GPU
 from macai.coreml.slot import Slot, SlotOptions
 from macai.coreml.slot_model import add_slot
 from macai.coreml.swift import write_swift_package
-from macai.errors import ExportError, UsageError
+from macai.errors import UsageError
 from macai.files import write_json
 from macai.mil import open_package
 from macai.mil.features import TensorSpec
 from macai.models.adapter import load_adapter
-from macai.models.arrays import named_arrays
 from macai.models.fuse import QUANTISATION_KEYS, companion_files, fuse
 from macai.models.identity import identify
 from macai.models.load import LoadedModel, dequantise, load_model
@@ -42,7 +39,6 @@ from macai.models.lora import lora_layers
 
 WEIGHTS = ("full", "keep")
 PRECISIONS = {"fp16": mx.float16, "fp32": mx.float32}
-_DTYPES = {mx.int32: "int32", mx.float16: "fp16", mx.float32: "fp32"}
 
 
 def write_bundle(
@@ -152,18 +148,7 @@ def settle_weights(loaded: LoadedModel, dtype: mx.Dtype, *, keep_quantised: bool
         fuse(loaded, dtype=dtype)
     elif not keep_quantised:
         dequantise(loaded.model)
-    unsettled = named_arrays(loaded.model.parameters())
-    for path in list(unsettled):
-        value = unsettled.pop(path)
-        if mx.issubdtype(value.dtype, mx.floating):
-            value = value.astype(dtype)
-        mx.eval(value)
-        if value.dtype == dtype and not all_finite(np.array(value, copy=False)):
-            raise ExportError(
-                f"{path} is not finite in {_DTYPES[dtype]}", hint="export with --precision fp32"
-            )
-        # One by one, and nothing else knows what it was made from: that is freed.
-        loaded.model.update(tree_unflatten([(path, value)]), strict=False)
+    cast_weights(loaded.model, dtype)
 
 
 def with_adapter(
@@ -321,4 +306,4 @@ def vocab_size(loaded: LoadedModel) -> int:
 
 
 def _specs(arrays: Any) -> dict[str, dict[str, Any]]:
-    return {k: {"dtype": _DTYPES[a.dtype], "shape": list(a.shape)} for k, a in arrays.items()}
+    return {k: {"dtype": DTYPE_NAMES[a.dtype], "shape": list(a.shape)} for k, a in arrays.items()}

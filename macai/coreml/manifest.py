@@ -147,6 +147,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
+        if value["kind"] != "llm":
+            raise PackageError(
+                f"{folder} is a bundle of {value['kind']}, and this is for language models",
+                hint="macai verify knows both",
+            )
         return _manifest(value)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise PackageError(

@@ -1,14 +1,16 @@
 """From noise to latents: the loop over a scheduler's timesteps, for text, pictures and masks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macai.diffusion.predict import Predictor
 from macai.diffusion.schedulers.base import NoiseSource, Scheduler
 from macai.errors import ModelError
+
+Predict = Callable[[mx.array, float, tuple[float, float]], mx.array]
+"""A model and what it is told: see Predictor.__call__."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Kept:
 
 
 def denoise(
-    predict: Predictor,
+    predict: Predict,
     scheduler: Scheduler,
     latents: mx.array,
     *,

@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 from macai.coreml.ops import OPS
-from tests.coreml import channel_cases
+from tests.coreml import channel_cases, picture_cases
 from tests.coreml.cases import CASES
 from tests.coreml.same import assert_same, lowered_graph, ops_of, together, traced_graph
 
@@ -17,7 +17,8 @@ EXACT = {"DivMod", "FloorDivide", "Remainder", "Round"}
 
 
 def test_every_op_has_a_case():
-    assert set(OPS) - SIZED == set(CASES) | set(channel_cases.CASES)
+    others = {*channel_cases.CASES, *picture_cases.CASES, *picture_cases.ROWS}
+    assert set(OPS) - SIZED == set(CASES) | others
 
 
 @pytest.mark.parametrize("op", CASES)

@@ -40,6 +40,12 @@ def convolution(lowering: "Lowering", node: Node, x: Var) -> Var:
     return mb.transpose(x=y, perm=last)
 
 
+@lowers("PictureConvolution", operands=1)
+def picture_convolution(lowering: "Lowering", node: Node, x: Var) -> Var:
+    """[B, in, H, W] and [out, kh, kw, in / groups], [out] bias -> [B, out, h, w]."""
+    return _plain(lowering, node, x, [0, 3, 1, 2])
+
+
 def _plain(lowering: "Lowering", node: Node, x: Var, first: list[int]) -> Var:
     stride, low, high, dilation, _, groups, flip = node.arguments
     array = lowering.array(node.inputs[1])
@@ -51,9 +57,12 @@ def _plain(lowering: "Lowering", node: Node, x: Var, first: list[int]) -> Var:
     else:
         array = np.flip(array, axis=tuple(inner)) if flip else array
         kernel = _stored(lowering, node, np.moveaxis(array, -1, 1), "flipped" if flip else "first")
+    kind = lowering.mil_type(node.outputs[0])
+    bias = {} if len(node.inputs) == 2 else {"bias": lowering.weight(node.inputs[2], kind)}
     return mb.conv(
         x=x,
         weight=kernel,
+        **bias,
         strides=list(stride),
         dilations=list(dilation),
         groups=groups,
@@ -114,11 +123,17 @@ def pool(lowering: "Lowering", node: Node, x: Var) -> Var:
 @lowers("UpsampleNearest")
 def upsample_nearest(lowering: "Lowering", node: Node, x: Var) -> Var:
     """[B, H, W, C] -> [B, s H, s W, C]."""
-    sizes = zip(node.outputs[0].shape[1:3], node.inputs[0].shape[1:3], strict=True)
-    scales = [np.float32(out / size) for out, size in sizes]
-    y = mb.upsample_nearest_neighbor(
-        x=mb.transpose(x=x, perm=[0, 3, 1, 2]),
-        scale_factor_height=scales[0],
-        scale_factor_width=scales[1],
-    )
+    sizes = node.outputs[0].shape[1:3], node.inputs[0].shape[1:3]
+    y = _upsampled(mb.transpose(x=x, perm=[0, 3, 1, 2]), *sizes)
     return mb.transpose(x=y, perm=[0, 2, 3, 1])
+
+
+@lowers("PictureUpsample")
+def picture_upsample(lowering: "Lowering", node: Node, x: Var) -> Var:
+    """[B, C, H, W] -> [B, C, s H, s W]."""
+    return _upsampled(x, node.outputs[0].shape[2:], node.inputs[0].shape[2:])
+
+
+def _upsampled(x: Var, to: tuple[int, ...], size: tuple[int, ...]) -> Var:
+    height, width = (np.float32(a / b) for a, b in zip(to, size, strict=True))
+    return mb.upsample_nearest_neighbor(x=x, scale_factor_height=height, scale_factor_width=width)

@@ -8,6 +8,7 @@ from macai.coreml.passes.low_rank import low_rank
 from macai.coreml.passes.mean import mean
 from macai.coreml.passes.ones import ones
 from macai.coreml.passes.pick import pick
+from macai.coreml.passes.pictures_first import pictures_first
 from macai.coreml.passes.reshapes import merge_reshapes
 from macai.coreml.passes.rotations import rotations
 from macai.coreml.passes.rows_first import rows_first
@@ -31,6 +32,8 @@ PASSES: tuple[Pass, ...] = (
     thin,
     turned,
     rotations,
+    pictures_first,
+    merge_reshapes,
 )
 
 __all__ = ["PASSES", "Graph", "Pass"]

@@ -128,16 +128,17 @@ class Upsample2D(nn.Module):
         return self.conv(upsample_nearest(x, size))
 
 
+_twice = nn.Upsample(2)  # the exporter to Core ML knows it by its class
+
+
 def upsample_nearest(x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
     """Return x [B, H, W, C] at `size` (height, width) as torch's interpolate(mode="nearest") does.
 
     Without a size, twice the input's.
     """
-    B, H, W, C = x.shape
+    H, W = x.shape[1:3]
     height, width = size or (2 * H, 2 * W)
     if (height, width) == (2 * H, 2 * W):
-        return mx.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C)).reshape(
-            B, height, width, C
-        )
+        return _twice(x)
     x = mx.take(x, mx.arange(height) * H // height, axis=1)
     return mx.take(x, mx.arange(width) * W // width, axis=2)

@@ -42,6 +42,14 @@ def test_a_graph_without_angles_keeps_nothing():
     assert keep_float32(lowered_graph(nn.gelu, mx.ones(3))) == frozenset()
 
 
+def test_an_input_of_float16_stays_one_and_the_angle_of_it_is_exact(tmp_path):
+    t = mx.array([961.0, 500.0], dtype=mx.float16)
+    package = save(lambda t: timestep(t.astype(mx.float32)), [t], tmp_path / "p.mlpackage")
+    assert package.functions["main"].inputs["x0"].dtype == "fp16"
+    got = run(package, t, precision="fp16")[0]
+    assert relative_error(got, as_numpy(timestep(t.astype(mx.float32)))) < 1e-3
+
+
 def test_a_norm_of_large_activations_does_not_overflow_in_float16(tmp_path):
     x = mx.array(np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)) * 9000
     x = x.astype(mx.float16).astype(mx.float32)

@@ -1,0 +1,132 @@
+"""`macai export sd`: Stable Diffusion becomes what Apple's package makes pictures of."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from macai.coreml.sd.export import Lora
+    from macai.coreml.sd.manifest import SdManifest
+    from macai.diffusion.loading import Checkpoint
+
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="A LoRA of any program, fused: FILE, or FILE:SCALE."),
+]
+
+
+def sd(
+    model: Annotated[
+        str,
+        typer.Option(help="A folder in diffusers' layout, a .safetensors or .ckpt file, a hub id."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for the bundle.")],
+    lora: LoraOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the bundle calls the model; else its own name.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; else the model's own.")
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(help="Rows of the U-Net: 2, prompt and negative prompt at once, or 1."),
+    ] = 2,
+    attention: Annotated[
+        str,
+        typer.Option(
+            help="original, for a GPU; split_einsum or split_einsum_v2, for the Neural Engine."
+        ),
+    ] = "original",
+    precision: Annotated[str, typer.Option(help="fp16 or fp32: how numbers are kept.")] = "fp16",
+    variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16.")] = None,
+    timesteps: Annotated[
+        int, typer.Option(min=1, max=20, help="How many of 20 steps the U-Net is compared at.")
+    ] = 5,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the packages with the model.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Export Stable Diffusion 1 or 2: packages with the names, inputs and outputs of Apple's own.
+
+    Text encoder, U-Net, decoder and encoder are run here, by macai's own runtime, and compared with
+    the model; what does not agree is not kept. Core ML itself is not needed and not asked.
+
+    Example: macai export sd --model ./stable-diffusion-v1-5 --lora ink.safetensors:0.8 --out MySD
+    """
+    from macai.cli.lean import lean_imports
+    from macai.files import atomic_directory, refuse_existing
+
+    refuse_existing(out, force=force)
+    with lean_imports():
+        from macai.cli.image_wanted import parse_size
+        from macai.cli.progress import reporting
+        from macai.coreml.sd.components import Form
+        from macai.coreml.sd.export import SdExport, export_sd
+    width, height = parse_size(size)
+    form = Form(width=width, height=height, batch=batch, precision=precision, attention=attention)
+    checkpoint = open_model(model, variant)
+    export = SdExport(
+        checkpoint=checkpoint,
+        name=name or Path(model).name,
+        variant=variant,
+        loras=fused_loras(lora or [], checkpoint),
+        form=form,
+        timesteps=timesteps if verify else 0,
+    )
+    with atomic_directory(out, force=force) as folder, reporting() as progress:
+        manifest, report = export_sd(export, folder, progress)
+    if as_json:
+        print(json.dumps({"out": str(out), **manifest.to_json(), "verify": report}))
+    else:
+        _print(manifest, out, report)
+
+
+def open_model(model: str, variant: str | None) -> "Checkpoint":
+    """Return a checkpoint opened in float32, by a folder, a file or a hub id."""
+    from macai.catalog import locate_pipeline
+    from macai.diffusion.loading import open_checkpoint
+
+    path = locate_pipeline(model, variant=variant)
+    return open_checkpoint(path, dtype="float32", variant=variant)
+
+
+def fused_loras(specs: list[str], checkpoint: "Checkpoint") -> list["Lora"]:
+    """Read the LoRAs that are to be fused into a checkpoint's model."""
+    from macai.cli.loras import read_loras
+    from macai.coreml.sd.export import Lora
+
+    loras, used = read_loras(specs, checkpoint)
+    return [
+        Lora(content=content, scale=scale, file=file)
+        for (content, scale), file in zip(loras, used, strict=True)
+    ]
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print how close each package comes to its module, as a table."""
+    for package, one in report["packages"].items():
+        for output, by_kind in one["outputs"].items():
+            numbers = "  ".join(
+                f"{kind} {found['psnr']:6.1f} dB cosine {found['cosine']:.7f}"
+                for kind, found in by_kind.items()
+            )
+            print(f"{package:12} {output:18} {one['samples']:2} samples  {numbers}")
+    overflows = sum(one["overflows"] for one in report["packages"].values())
+    print(f"float16 {overflows} overflows")
+    print("verified" if report["passed"] else "FAILED: " + "; ".join(report["problems"]))
+
+
+def _print(manifest: "SdManifest", out: Path, report: dict[str, Any]) -> None:
+    print(f"bundle: {out}")
+    for name, package in manifest.packages.items():
+        print(f"{name:12} {package.bytes / 1e6:8.1f} MB  {package.precision}")
+    if report:
+        print_report(report)
+    else:
+        print("not verified", file=sys.stderr)

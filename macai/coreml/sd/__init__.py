@@ -1,0 +1,1 @@
+"""Stable Diffusion to Core ML, as Apple's Swift package ml-stable-diffusion loads it."""

@@ -1,0 +1,143 @@
+"""A prompt to a picture with the packages of a bundle alone: what an app will show.
+
+Tokens, noise and scheduler are those of Apple's Swift package (TextEncoder.swift,
+StableDiffusionPipeline.swift, StableDiffusionXLPipeline.swift), unless another is asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+
+from macai.coreml.sd.components import TEXT_ENCODERS
+from macai.coreml.sd.manifest import SdManifest
+from macai.diffusion.denoise import denoise
+from macai.diffusion.latents import drawing
+from macai.diffusion.random import Noise
+from macai.diffusion.schedulers import make_scheduler
+from macai.diffusion.tokenizer import ClipTokenizer
+from macai.diffusion.tokenizer.vocabulary import END
+from macai.mil import Package, open_package
+
+Progress = Callable[[str, int, int], None]
+Arrays = dict[str, np.ndarray]
+# The package pads the second encoder's prompt with the token of id 0.
+_PADDING = {"TextEncoder": END, "TextEncoder2": "!"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What picture to make.
+
+    Attributes:
+        prompt: What it shows.
+        negative: What it keeps away from.
+        steps: Of the scheduler.
+        guidance: Classifier-free guidance; below 1 does without.
+        seed: Of the noise.
+        scheduler: "swift" for the package's own, or another in schedulers.SCHEDULERS.
+        rng: "numpy", as the package draws, or another of random.Noise.
+        precision: "fp16" rounds every value of a float16 program, "fp32" only its weights.
+    """
+
+    prompt: str
+    negative: str = ""
+    steps: int = 20
+    guidance: float = 7.5
+    seed: int = 0
+    scheduler: str = "swift"
+    rng: str = "numpy"
+    precision: Literal["fp16", "fp32"] = "fp16"
+
+
+class SdBundle:
+    """The packages of a bundle, run by macai's own runtime."""
+
+    def __init__(
+        self, folder: Path, manifest: SdManifest, precision: Literal["fp16", "fp32"]
+    ) -> None:
+        self.manifest, self._folder, self._precision = manifest, folder, precision
+        self.tokenizer = ClipTokenizer.from_folder(folder / "Resources")
+        self._opened: dict[str, Package] = {}
+
+    def run(self, name: str, inputs: Arrays) -> Arrays:
+        """Run a package."""
+        if name not in self._opened:
+            self._opened[name] = open_package(self._folder / self.manifest.packages[name].package)
+        function = self._opened[name].functions["main"]
+        return function.run(inputs, precision=self._precision).outputs
+
+    def told(self, prompts: list[str]) -> Arrays:
+        """Return what the U-Net is told of prompts, a row each, but for the time."""
+        hidden, pooled = [], np.empty(0)
+        for name in TEXT_ENCODERS.values():
+            if name not in self.manifest.packages:
+                continue
+            ids = self.tokenizer.swift_ids(prompts, padding=_PADDING[name]).astype(np.float32)
+            said = [self.run(name, {"input_ids": row[None]}) for row in ids]
+            first = next(iter(self.manifest.packages[name].outputs))
+            hidden.append(np.concatenate([one[first] for one in said]))
+            pooled = np.concatenate([one["pooled_outputs"] for one in said])
+        states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
+        told = {"encoder_hidden_states": np.ascontiguousarray(states)}
+        if spec := self.manifest.packages["Unet"].inputs.get("time_ids"):
+            width, height = float(self.manifest.width), float(self.manifest.height)
+            last = [height, width] if spec["shape"][1] == 6 else [6.0]  # aesthetic score
+            row = np.array([[height, width, 0, 0, *last]], np.float32)
+            told |= {"time_ids": np.repeat(row, len(prompts), axis=0), "text_embeds": pooled}
+        return told
+
+    def predict(self, sample: np.ndarray, timestep: float, told: Arrays) -> np.ndarray:
+        """Return the U-Net's [rows, 4, h, w] for latents [1, 4, h, w] and each row of `told`."""
+        rows = len(told["encoder_hidden_states"])
+        given = told | {
+            "sample": np.repeat(sample, rows, axis=0),
+            "timestep": np.full(rows, timestep, np.float32),
+        }
+        batch = self.manifest.batch
+        parts = []
+        for begin in range(0, rows, batch):
+            part = {name: array[begin : begin + batch] for name, array in given.items()}
+            missing = batch - len(part["sample"])  # one row in a U-Net of two
+            whole = {n: np.concatenate([a, *[a[-1:]] * missing]) for n, a in part.items()}
+            parts.append(self.run("Unet", whole)["noise_pred"][: batch - missing])
+        return np.concatenate(parts)
+
+
+def make_picture(
+    folder: Path,
+    manifest: SdManifest,
+    wanted: Wanted,
+    progress: Progress = lambda what, done, total: None,
+) -> np.ndarray:
+    """Return a picture, float32 [1, H, W, 3] about [-1, 1].
+
+    Raises:
+        ModelError: the scheduler is not for this model.
+        PackageError: a package that cannot be run.
+    """
+    bundle = SdBundle(folder, manifest, wanted.precision)
+    is_guided = wanted.guidance >= 1
+    # The negative prompt first, as Swift has it.
+    told = bundle.told([wanted.negative, wanted.prompt] if is_guided else [wanted.prompt])
+
+    def predict(sample: mx.array, timestep: float, done: tuple[float, float]) -> mx.array:
+        rows = bundle.predict(np.array(sample).transpose(0, 3, 1, 2), timestep, told)
+        output = rows[:1] if not is_guided else rows[:1] + wanted.guidance * (rows[1:] - rows[:1])
+        return mx.array(np.ascontiguousarray(output.transpose(0, 2, 3, 1)))
+
+    scheduler = make_scheduler(wanted.scheduler, manifest.scheduler)
+    scheduler.set_timesteps(wanted.steps)
+    _, channels, rows, columns = manifest.packages["Unet"].inputs["sample"]["shape"]
+    noise = drawing([Noise(wanted.rng, wanted.seed)])
+    latents = mx.array(noise((1, rows, columns, channels))) * scheduler.init_noise_sigma
+    for step in denoise(predict, scheduler, latents, noise=noise):
+        latents = step.latents
+        progress("taking noise out", step.done, step.total)
+    # The package decodes its scheduler's last guess, not its last sample.
+    z = np.array(scheduler.decoded(latents)) / manifest.scaling_factor + manifest.shift_factor
+    image = bundle.run("VAEDecoder", {"z": z.transpose(0, 3, 1, 2).astype(np.float32)})["image"]
+    return np.ascontiguousarray(image.transpose(0, 2, 3, 1))

@@ -1,0 +1,99 @@
+"""What the packages are tried with: prompts, noise at some times, latents and pictures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from macai.coreml.sd.components import Component
+from macai.diffusion.tokenizer import ClipTokenizer
+
+PROMPTS = (
+    "",
+    "a photo of an astronaut riding a horse on mars, highly detailed",
+    "a very long prompt " * 30,
+)
+STEPS = 20  # of the trajectory whose times are tried
+
+Arrays = dict[str, np.ndarray]
+
+
+class Samples:
+    """Inputs for each component in turn; the U-Net's are of what the text encoders said."""
+
+    def __init__(
+        self,
+        tokenizers: Mapping[str, ClipTokenizer],
+        *,
+        size: tuple[int, int],
+        scaling_factor: float,
+        train_timesteps: int = 1000,
+        timesteps: int = 5,
+    ) -> None:
+        """Describe the model.
+
+        Args:
+            tokenizers: Each text encoder's, by the name of its component.
+            size: Width and height in pixels.
+            scaling_factor: Of latents: what the U-Net sees has about the variance 1.
+            train_timesteps: How many there are.
+            timesteps: How many of a trajectory's 20 are tried.
+        """
+        self._tokenizers, self._size, self._scale = tokenizers, size, scaling_factor
+        chosen = np.linspace(STEPS - 1, 0, min(timesteps, STEPS)).round().astype(int)
+        # The spacing that diffusers calls leading, with an offset of 1, as Stable Diffusion has it.
+        self.timesteps = [int(k) * (train_timesteps // STEPS) + 1 for k in chosen]
+        self._hidden: dict[str, list[np.ndarray]] = {}  # by text encoder, for each prompt
+        self._pooled: list[np.ndarray] = []
+        self._random = np.random.default_rng(0)
+
+    def of(self, component: Component) -> list[Arrays]:
+        """Return float32 inputs to try a component with."""
+        shapes = {name: f.shape for name, f in component.inputs.items()}
+        match component.name:
+            case "TextEncoder" | "TextEncoder2":
+                ids = self._tokenizers[component.name].ids(PROMPTS).astype(np.float32)
+                return [{"input_ids": row[None]} for row in ids]
+            case "Unet":
+                return [self._noisy(shapes, t) for t in self.timesteps]
+            case "VAEDecoder":
+                return [{"z": self._normal(shapes["z"]) / np.float32(self._scale)}]
+            case "VAEEncoder":
+                return [{"x": self._picture(shapes["x"])}]
+        raise ValueError(f"nothing to try a {component.name} with")
+
+    def heard(self, component: Component, outputs: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Take note of what the model made of the samples."""
+        if component.name in self._tokenizers:
+            hidden = next(iter(component.outputs))
+            self._hidden[component.name] = [one[hidden] for one in outputs]
+            self._pooled = [one["pooled_outputs"] for one in outputs]
+
+    def _noisy(self, shapes: Mapping[str, tuple[int, ...]], t: int) -> Arrays:
+        rows = shapes["sample"][0]
+        # The negative prompt first, as Swift has it; with one row, the prompt.
+        told = slice(2 - rows, 2)
+        hidden = [np.concatenate(states[told]) for states in self._hidden.values()]
+        states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
+        given = {
+            "sample": self._normal(shapes["sample"]),
+            "timestep": np.full(shapes["timestep"], t, np.float32),
+            "encoder_hidden_states": np.ascontiguousarray(states),
+        }
+        if "time_ids" in shapes:
+            width, height = map(float, self._size)
+            last = [height, width] if shapes["time_ids"][1] == 6 else [6.0]  # aesthetic score
+            row = np.array([height, width, 0, 0, *last], np.float32)
+            given["time_ids"] = np.repeat(row[None], rows, axis=0)
+            given["text_embeds"] = np.concatenate(self._pooled[told])
+        return given
+
+    def _normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._random.standard_normal(shape, np.float32)
+
+    def _picture(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Slopes of each colour with some noise on them."""
+        _, C, H, W = shape
+        y, x = np.mgrid[-1 : 1 : H * 1j, -1 : 1 : W * 1j]
+        slopes = np.stack([np.sin((k + 1) * x + (k + 2) * y) for k in range(C)])
+        noisy = slopes + 0.1 * self._random.standard_normal(slopes.shape)
+        return np.clip(noisy, -1, 1)[None].astype(np.float32)

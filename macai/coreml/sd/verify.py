@@ -1,0 +1,105 @@
+"""Does a package compute what its module computes? Run by macai's own runtime, and compared."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from macai.coreml.sd.components import Component
+from macai.mil import open_package
+
+PRECISIONS = ("fp32", "fp16")
+LEAST_PSNR = {"fp32": 60.0, "fp16": 60.0}
+"""By arithmetic. In fp32 only weights are rounded; in fp16 every value is, after each operation."""
+MOST_PSNR = 200.0  # what equal arrays have
+
+Arrays = Mapping[str, np.ndarray]
+Progress = Callable[[str, int, int], None]
+
+
+def reference(
+    component: Component, module: nn.Module, samples: Sequence[Arrays]
+) -> list[dict[str, np.ndarray]]:
+    """Return what the module itself, of float32, makes of each sample."""
+    run, results = component.call(module), []
+    for sample in samples:
+        outputs = run(*(mx.array(sample[name]) for name in component.inputs))
+        mx.eval(outputs)
+        results.append(dict(zip(component.outputs, map(np.array, outputs), strict=True)))
+    return results
+
+
+def compare(
+    package: Path,
+    component: Component,
+    samples: Sequence[Arrays],
+    references: Sequence[Arrays],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run a package on samples and return how close it comes to the references.
+
+    Returns:
+        "outputs": by name and precision the least "psnr" in dB and "cosine" of all samples;
+        "overflows": operations that made infinities in float16; "samples"; "problems" in words.
+    """
+    function = open_package(package).functions["main"]
+    outputs: dict[str, dict[str, dict[str, float]]] = {n: {} for n in component.outputs}
+    overflows, done, total = 0, 0, len(samples) * len(PRECISIONS)
+    for precision in PRECISIONS:
+        for sample, wanted in zip(samples, references, strict=True):
+            result = function.run(sample, precision=precision)  # type: ignore[arg-type]
+            overflows += len(result.overflows)
+            for name, array in wanted.items():
+                _note(outputs[name], precision, result.outputs[name], array)
+            done += 1
+            progress(f"comparing {component.name}", done, total)
+    return {
+        "samples": len(samples),
+        "outputs": outputs,
+        "overflows": overflows,
+        "problems": _problems(outputs, overflows),
+    }
+
+
+def psnr(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Return 20 log10(largest of wanted / root of the mean squared error) in dB, at most 200."""
+    error = float(np.sqrt(np.mean((got.astype(np.float64) - wanted) ** 2)))
+    largest = float(np.abs(wanted).max())
+    if not np.isfinite(error):
+        return -MOST_PSNR
+    if error <= largest * 10 ** (-MOST_PSNR / 20):
+        return MOST_PSNR
+    return 20 * float(np.log10(max(largest, 1e-30) / error))
+
+
+def cosine(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the cosine of the angle between two arrays as vectors; 0 where one is zero."""
+    a, b = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if np.isfinite(lengths) and lengths > 0 else 0.0
+
+
+def _note(
+    found: dict[str, dict[str, float]], precision: str, got: np.ndarray, wanted: np.ndarray
+) -> None:
+    now = {"psnr": psnr(got, wanted), "cosine": cosine(got, wanted)}
+    before = found.get(precision, now)
+    found[precision] = {key: min(before[key], now[key]) for key in now}
+
+
+def _problems(
+    outputs: Mapping[str, Mapping[str, Mapping[str, float]]], overflows: int
+) -> list[str]:
+    problems = [
+        f"{name} is {one['psnr']:.1f} dB from the model's in {kind}, "
+        f"and {LEAST_PSNR[kind]:.0f} is the least"
+        for name, by_kind in outputs.items()
+        for kind, one in by_kind.items()
+        if one["psnr"] < LEAST_PSNR[kind]
+    ]
+    if overflows:
+        problems.append(f"{overflows} operations overflow in float16")
+    return problems

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+from PIL import Image
+
+from tests.coreml.sd.bundles import export_tiny, lora_file
+from tests.diffusion.tiny import tiny_pipeline_dir
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_pipeline_dir(tmp_path_factory.mktemp("sd") / "tiny-sd")
+
+
+def test_a_model_becomes_a_bundle_that_macai_verify_knows(macai, model, tmp_path):
+    out, lora = tmp_path / "bundle", lora_file(tmp_path / "ink.safetensors")
+    options = ["--model", model, "--out", out, "--lora", f"{lora}:0.5", "--timesteps", 1]
+    result = macai("export", "sd", *options)
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"bundle: {out}\nTextEncoder")
+    assert result.out.endswith("float16 0 overflows\nverified\n")
+    assert "ink.safetensors: diffusers, 1 of unet matched" in result.err
+    assert "comparing Unet: 2 of 2" in result.err
+    verified = macai("verify", out, "--against", model, "--lora", f"{lora}:0.5", "--json")
+    assert verified.code == 0, verified.err
+    assert json.loads(verified.out)["passed"]
+    assert macai("verify", out, "--against", model).code == 1
+
+
+def test_json_is_the_manifest_and_an_empty_comparison_if_none_was_wanted(macai, model, tmp_path):
+    out = tmp_path / "bundle"
+    result = macai("export", "sd", "--model", model, "--out", out, "--no-verify", "--json")
+    printed = json.loads(result.out)
+    assert printed.pop("verify") == {}
+    assert printed.pop("out") == str(out)
+    assert printed == json.loads((out / "macai.json").read_text())
+    assert not (out / "verify.json").exists()
+
+
+def test_what_is_there_is_replaced_only_when_asked(macai, model, tmp_path):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    options = ["export", "sd", "--model", model, "--out", out, "--no-verify"]
+    refused = macai(*options)
+    assert (refused.code, "exists already" in refused.err) == (1, True)
+    assert (out / "mine.txt").read_text() == "mine"
+    assert macai(*options, "--force").code == 0
+    assert not (out / "mine.txt").exists()
+    assert (out / "macai.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "33x32"], "33x32 pixels: sides must be multiples of 4"),
+        (["--size", "large"], "--size 'large' is not WIDTHxHEIGHT"),
+        (["--batch", "4"], "a U-Net of 4 rows"),
+        (["--precision", "int8"], "unknown precision 'int8'"),
+        (["--lora", "no.safetensors"], "no.safetensors"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_nothing_is_left(
+    macai, model, tmp_path, options, message
+):
+    out = tmp_path / "bundle"
+    result = macai("export", "sd", "--model", model, "--out", out, *options)
+    assert result.code == 1
+    assert message in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_a_picture_and_replaces_none(macai, model, tmp_path):
+    bundle = tmp_path / "bundle"
+    export_tiny(model, bundle, timesteps=0)
+    out = tmp_path / "apples.png"
+    options = ["run", bundle, "--prompt", "two red apples", "--steps", 2, "--out", out]
+    result = macai(*options, "--seed", 3)
+    assert (result.code, result.out) == (0, f"{out}  seed 3\n"), result.err
+    assert "taking noise out: 3 of 3" in result.err
+    with Image.open(out) as picture:
+        assert picture.size == (32, 32)
+    again = macai(*options, "--json")
+    assert (again.code, "exists already" in again.err) == (1, True)
+    out.unlink()
+    assert json.loads(macai(*options, "--json").out)["steps"] == 2
