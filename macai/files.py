@@ -1,6 +1,7 @@
 """Nothing is ever half-written: a temporary name beside the target, then one rename."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
-        with _explained(path):
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as f:
@@ -44,7 +45,7 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        with _explained(path):
+        with explained(path):
             temporary.mkdir(parents=True)
             yield temporary
             if target.exists():
@@ -59,7 +60,7 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise OutputError when `path` holds something and `force` does not allow replacing it."""
-    with _explained(path):
+    with explained(path):
         if path.is_dir() and not any(path.iterdir()):
             return
         exists = path.exists()
@@ -101,9 +102,13 @@ def _exchange(new: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the system says about `path` into OutputError."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system says about writing `path` into OutputError."""
     try:
         yield
     except OSError as e:
-        raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from e
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            f"{path}: cannot be written: {e.strerror or e}",
+            hint="free some space on that disk" if full else "choose another place for the output",
+        ) from e

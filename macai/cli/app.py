@@ -109,6 +109,7 @@ def main() -> None:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"error: {e.filename or 'the output'}: {e.strerror}", file=sys.stderr)
+        print("hint: free some space on that disk", file=sys.stderr)
         sys.exit(1)
     except SystemExit as e:
         if e.code == 130:  # what typer makes of Ctrl-C

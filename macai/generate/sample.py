@@ -26,9 +26,11 @@ def make_sampler(*, temperature: float, top_p: float = 1.0) -> Sampler:
     from mlx_lm.sample_utils import make_sampler as make
 
     if not 0 <= temperature < math.inf:
-        raise UsageError(f"temperature must be 0 or more, got {temperature}")
+        raise UsageError(
+            f"temperature must be 0 or more, got {temperature}", hint="0 takes the likeliest token"
+        )
     if not 0 < top_p <= 1:
-        raise UsageError(f"top_p must be in (0, 1], got {top_p}")
+        raise UsageError(f"top_p must be in (0, 1], got {top_p}", hint="1 draws from all tokens")
     sampler: Sampler = make(
         temp=0.0 if temperature < _GREEDY_BELOW else temperature,
         top_p=0.0 if top_p == 1 else top_p,

@@ -5,19 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from macai.errors import OutputError
-from macai.files import atomic_file
+from macai.files import atomic_file, explained
 
 METRICS = "metrics.jsonl"
 
 
 def log(metrics: Any, values: dict[str, Any]) -> None:
     """Add a line to an open file, for others to read at once; OutputError if the disk is full."""
-    try:
+    with explained(Path(metrics.name)):
         metrics.write(json.dumps(values) + "\n")
         metrics.flush()
-    except OSError as e:
-        raise OutputError(f"{metrics.name}: cannot be written: {e.strerror}") from e
 
 
 def forget_after(file: Path, step: int) -> None:

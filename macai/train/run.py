@@ -12,8 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from macai.errors import OutputError, TrainingError
-from macai.files import atomic_file
+from macai.errors import TrainingError
+from macai.files import atomic_file, explained
 from macai.train.checkpoint import FILE, Checkpoint, restore
 from macai.train.events import Stopped
 from macai.train.loop import Report
@@ -104,15 +104,13 @@ def begin(out: Path, recipe: str, *, files: Sequence[str], folders: Sequence[str
         files: That a run may leave, besides checkpoint and metrics.
         folders: That a run may leave.
     """
-    try:
+    with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in (FILE, METRICS, *files):
             (out / name).unlink(missing_ok=True)
         for name in folders:
             shutil.rmtree(out / name, ignore_errors=True)
         _remove_partial(out)
-    except OSError as e:
-        raise OutputError(f"{out}: cannot be written: {e.strerror}") from e
     with atomic_file(out / RECIPE) as temporary:
         temporary.write_text(recipe, encoding="utf-8")
     mx.reset_peak_memory()

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from macai.errors import OutputError
-from macai.files import write_json
+from macai.files import explained, write_json
 
 MAX_SHARD_BYTES = 5_000_000_000
 """As mlx-lm and transformers cut them."""
@@ -52,15 +51,13 @@ def write_shards(
     """
     shards = _split(outputs, max_shard_bytes)
     weight_map: dict[str, str] = {}
-    try:
+    with explained(folder):
         for number, shard in enumerate(shards, start=1):
             name = "model.safetensors"
             if len(shards) > 1:
                 name = f"model-{number:05}-of-{len(shards):05}.safetensors"
             _write_file(folder / name, shard, wrote)
             weight_map.update(dict.fromkeys((output.name for output in shard), name))
-    except OSError as e:
-        raise OutputError(f"{folder}: cannot be written: {e.strerror or e}") from e
     if len(shards) > 1:
         total = sum(output.nbytes for output in outputs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
