@@ -29,7 +29,6 @@ from macai.models.adapter import (
     save_adapter_weights,
 )
 from macai.models.arrays import named_arrays
-from macai.models.cpu_ops import cpu_ops
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
 from macai.models.lora import add_lora, target_paths
@@ -39,7 +38,7 @@ from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.evaluate import mean_loss
 from macai.train.events import Event, Started, Validated, Validating
 from macai.train.gradient import Gradient
-from macai.train.job import Job
+from macai.train.job import Job, training_ops
 from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
 from macai.train.machine import workers_for
@@ -113,7 +112,8 @@ def finetune(
         _write_start(run)
     yield _started(run, sets)
     gradient = Gradient(loaded.model, run.logits)
-    with cpu_ops(loaded.model), Team(loaded.model, gradient, _job(run)) as team:
+    ops = training_ops(loaded.model, recompute=recipe.batch.recompute)
+    with ops, Team(loaded.model, gradient, _job(run)) as team:
         yield from _steps(run, team, should_stop)
 
 
@@ -194,6 +194,7 @@ def _job(run: _Run) -> Job:
         examples=run.train,
         pad_id=run.pad_id,
         prefix=run.prefix,
+        recompute=run.recipe.batch.recompute,
     )
 
 
@@ -327,8 +328,9 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
     for example in examples:
         rows.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
-    free = ("save_every", "workers")  # of these the second changes the result by rounding
-    decisive["train"] = {k: v for k, v in decisive["train"].items() if k not in free}
+    free = ("save_every", "workers", "recompute")  # but workers change the result by rounding
+    for table in ("train", "batch"):
+        decisive[table] = {k: v for k, v in decisive[table].items() if k not in free}
     return {
         "recipe": digest(decisive),
         "base model": base.weights,

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import mlx.core as mx
 import pytest
@@ -285,6 +285,18 @@ def test_how_often_it_saves_may_change(run, stopped, tmp_path, uninterrupted):
     shutil.copytree(stopped, out)
     run(small(save_every=1), out, resume=True)
     assert outcome(out)["arrays"] == uninterrupted[0]["arrays"]
+
+
+def test_keeping_less_for_the_gradient_changes_no_bit_and_may_be_asked_for_on_resuming(
+    run, stopped, tmp_path, uninterrupted
+):
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
+    less = replace(small(), batch=replace(small().batch, recompute=True))
+    run(less, out, resume=True)
+    assert outcome(out) == uninterrupted[0]
+    run(less, tmp_path / "anew")
+    assert outcome(tmp_path / "anew")["arrays"] == uninterrupted[0]["arrays"]
 
 
 def test_a_whole_number_is_the_same_recipe_with_and_without_a_point(run, stopped, tmp_path):

@@ -24,13 +24,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def recipe(workers, **adapter):
+def recipe(workers, *, recompute=False, **adapter):
     return Recipe(
         model="tiny",
         adapter=Adapter(rank=4, targets=("q_proj", "down_proj"), **adapter),
         optimizer=Optimizer(learning_rate=1e-3),
         schedule=Schedule(warmup_steps=2),
-        batch=Batch(tokens=256, micro_tokens=160),
+        batch=Batch(tokens=256, micro_tokens=160, recompute=recompute),
         train=Train(epochs=1, eval_every=3, workers=workers),
     )
 
@@ -93,6 +93,12 @@ def test_two_workers_take_the_steps_of_one(whole):
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
     assert alone[-1].best_valid_loss == pytest.approx(together[-1].best_valid_loss, rel=1e-5)
     assert_same_but_for_rounding(two, one)
+
+
+def test_workers_keep_less_for_the_gradient_too_and_no_bit_is_another(run, whole, tmp_path):
+    run(recipe(2, recompute=True), tmp_path / "run")
+    ours, theirs = (load_checkpoint(folder).arrays for folder in (tmp_path / "run", whole[2][0]))
+    assert all(mx.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,16 @@ class PrefixCache:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
+    @property
+    def kept(self) -> list[mx.array]:
+        """Keys and values, or nothing yet: a block's gradient goes through them too."""
+        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+
+    @kept.setter
+    def kept(self, arrays: list[mx.array]) -> None:
+        self.keys, self.values = arrays or (None, None)
+        self.offset = 0 if self.keys is None else self.keys.shape[2]
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Return what the queries of this call attend to, [B, heads, P + L, head_dim]."""
         if self.keys is None or self.values is None:

@@ -4,7 +4,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from macai.models.arrays import named_arrays, scalar
 from macai.models.cpu_ops import cpu_ops
 from macai.models.load import load_network
 from macai.models.lora import add_lora
+from macai.models.recompute import recomputed
 from macai.train.gradient import Gradient, Sums
 from macai.train.loss import logits_for
 
@@ -76,6 +77,7 @@ class Job:
         examples: What the rows of a plan are indices into.
         pad_id: See `macai.data.batches.make_batch`.
         prefix: As well.
+        recompute: See `training_ops`.
     """
 
     workers: int
@@ -84,6 +86,7 @@ class Job:
     examples: Sequence[Example]
     pad_id: int
     prefix: int
+    recompute: bool = False
 
     def made(self, parts: Iterable[tuple[int, Plan]]) -> Iterator[tuple[int, Callable[[], Batch]]]:
         """Yield the number of each part and what makes its batch."""
@@ -96,7 +99,15 @@ class Job:
         model = load_network(self.model)
         logits = logits_for(model)
         add_lora(model, **self.lora)
-        return Opened(model, Gradient(model, logits), cpu_ops(model))
+        ops = training_ops(model, recompute=self.recompute)
+        return Opened(model, Gradient(model, logits), ops)
+
+
+@contextmanager
+def training_ops(model: nn.Module, *, recompute: bool) -> Iterator[None]:
+    """Have a language model compute as it does in training; `recompute`: with less memory."""
+    with cpu_ops(model), recomputed(model, wanted=recompute):
+        yield
 
 
 class Board:
