@@ -28,6 +28,7 @@ from macai.cli import (
     recipes,
     run,
     score,
+    selftest,
     train,
     verify,
 )
@@ -63,6 +64,7 @@ _add(convert.convert)
 _add(verify.verify)
 _add(run.run)
 _add(doctor.doctor)
+_add(selftest.selftest)
 _add(export_sd.sd, to=export.app)
 app.add_typer(export.app)
 app.add_typer(recipes.app)

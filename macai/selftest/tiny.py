@@ -1,12 +1,12 @@
 """A complete model directory made in a few milliseconds: random weights, real tokenizer."""
 
-import json
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
-from mlx_lm.models.llama import Model, ModelArgs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from macai.files import write_json
+from macai.models.arrays import named_arrays, save_arrays
 
 BEGIN, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VOCAB_SIZE = 512
@@ -33,6 +33,8 @@ def tiny_model_dir(path: Path, *, seed: int = 0) -> Path:
 
     Its embeddings are not tied: a random model with tied ones only repeats the last token.
     """
+    from mlx_lm.models.llama import Model, ModelArgs
+
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
     tokenizer.save(str(path / "tokenizer.json"))
@@ -59,17 +61,16 @@ def tiny_model_dir(path: Path, *, seed: int = 0) -> Path:
         "eos_token_id": end,
         "torch_dtype": "float32",
     }
-    _write(path / "config.json", config)
-    _write(path / "generation_config.json", {"bos_token_id": begin, "eos_token_id": end})
+    write_json(path / "config.json", config)
+    write_json(path / "generation_config.json", {"bos_token_id": begin, "eos_token_id": end})
     special = {"bos_token": BEGIN, "eos_token": END, "pad_token": END, "unk_token": END_OF_TEXT}
-    _write(
+    write_json(
         path / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML, **special},
     )
     mx.random.seed(seed)
     model = Model(ModelArgs.from_dict(config))
-    weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "pt"})
+    save_arrays(path / "model.safetensors", named_arrays(model.parameters()), {"format": "pt"})
     return path
 
 
@@ -86,7 +87,3 @@ def tiny_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
-
-
-def _write(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
