@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle that agrees with it, one component at a time."""
 
+import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig
 from macai.errors import ExportError, UsageError
 from macai.files import write_json
 from macai.mil import open_package
+from macai.models.heap import give_back_freed_memory
 
 RESOURCES = "Resources"
 _COMPUTE_UNIT = {"cpuAndGPU": "CPU_AND_GPU", "cpuAndNeuralEngine": "CPU_AND_NE"}
@@ -105,6 +107,7 @@ def export_sd(
         made = list(group)
         progress("building packages", len(packages), len(wanted))
         tried = _write_packages(export, made, resources, samples)
+        _let_go()
         for component in made:
             path = resources / f"{component.name}.mlpackage"
             packages[component.name] = _info(component, path)
@@ -154,11 +157,19 @@ def verify_sd(
     for _, group in groupby(wanted, _module_of):
         made = list(group)
         tried = _tried(_load(checkpoint, loras, made[0].part), made, samples)
+        _let_go()
         for component in made:
             package = folder / manifest.packages[component.name].package
             pairs = tried.pop(component.name)
             reports[component.name] = compare(package, component, *pairs, progress)
     return _report(reports)
+
+
+def _let_go() -> None:
+    """Give back the memory of what is done with: a MIL program is one great cycle."""
+    gc.collect()
+    mx.clear_cache()
+    give_back_freed_memory()
 
 
 def _module_of(component: Component) -> tuple[str, str]:
