@@ -6,7 +6,6 @@ operations would be such: axes, shapes, masks. Here equal ones of a function are
 
 from collections.abc import Callable, Hashable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from coremltools.converters.mil import Builder
@@ -16,13 +15,14 @@ from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
 _MOST = 64  # elements; larger constants are told apart where they are written
 
+_SHARED = "macai_shared_constants"
+
 
 class _SharedConstants:
     """Has the builder's functions, and what they return."""
 
     def __init__(self) -> None:
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._constants: WeakKeyDictionary[Any, dict[Hashable, Var]] = WeakKeyDictionary()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in self._functions:
@@ -55,7 +55,8 @@ class _SharedConstants:
         key = None if isinstance(value, Var) else _identity(value)
         if key is None:
             return value
-        constants = self._constants.setdefault(curr_block(), {})
+        # In the block itself: they know it, and whoever else had them would keep it for ever.
+        constants: dict[Hashable, Var] = curr_block().__dict__.setdefault(_SHARED, {})
         if key not in constants:
             constants[key] = Builder.const(val=value)
         return constants[key]
