@@ -85,7 +85,11 @@ def llm(
         typer.Option(min=1, max=16, help="Mix schemes to this mean, by what each needs."),
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Text like what the model is for, to save bits by.")
+        Path | None,
+        typer.Option(
+            help="Text like what the model is for: bits are saved by it, and how large values "
+            "become is measured on it."
+        ),
     ] = None,
     largest_increase: Annotated[
         float, typer.Option(min=0, help="The most the perplexity may rise by saving bits.")
@@ -204,6 +208,7 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         )
         for path, reason in price["left_as_they_are"].items():
             print(f"left as it is: {path}: {reason}")
+    _print_range(manifest)
     compared = {n: r for n, r in reports.items() if "functions" in r}
     if not compared:
         print("not verified", file=sys.stderr)
@@ -213,6 +218,15 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         print_report(report)
     for text in manifest.unverified:
         print(f"not verified: {text}")
+
+
+def _print_range(manifest: "Manifest") -> None:
+    """Print how large values become, if that was measured."""
+    if not (found := manifest.float16):
+        return
+    print(f"largest value: {found['largest']:,.0f}, after {found['after']}; float16 ends at 65,504")
+    for function, count in found["float32_values"].items():
+        print(f"{function}: {count} values are float32 for that")
 
 
 def print_report(report: dict[str, Any]) -> None:

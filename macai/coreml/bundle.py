@@ -19,6 +19,7 @@ from macai.coreml.chunks import export_chunks, plan_chunks
 from macai.coreml.compress import Compression
 from macai.coreml.cut import HIDDEN_IN, HIDDEN_OUT
 from macai.coreml.description import Metadata
+from macai.coreml.half import fit_float16
 from macai.coreml.licence import licence_files, licence_name
 from macai.coreml.manifest import CHUNKED, CONTRACT, FILE, Chunk, FunctionInfo, Manifest
 from macai.coreml.package import package_bytes, package_hash
@@ -56,6 +57,7 @@ def write_bundle(
     adapters: Mapping[str, Path] | None = None,
     slot: SlotOptions | None = None,
     chunks: int | None = None,
+    text: Sequence[int] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Manifest:
     """Write all of a bundle but what it was verified with, into an empty folder.
@@ -77,6 +79,8 @@ def write_bundle(
             weights of the plain model.
         slot: Room for an adapter at run time, instead of those.
         chunks: In how many packages the layers are; as few as the profile allows if not given.
+        text: Token ids that tell how large values become: see half.py. Nothing is measured without,
+            nor of several packages.
         progress: Called with what is being done, and how much of it.
     """
     if precision not in PRECISIONS:
@@ -116,6 +120,16 @@ def write_bundle(
         compute_units=profile.compute_units,
         unverified=list(profile.unverified),
     )
+    if text and precision == "fp16" and not manifest.chunks:
+        progress("measuring how large values become", 2, 3)
+        manifest = fit_float16(folder, manifest, text, widens=profile.float32)
+    _write_rest(loaded, folder, manifest, profile)
+    progress("writing the bundle", 3, 3)
+    return manifest
+
+
+def _write_rest(loaded: LoadedModel, folder: Path, manifest: Manifest, profile: Profile) -> None:
+    """Write what lies beside the package."""
     for file in {*companion_files(loaded.path), *licence_files(loaded.path)}:
         shutil.copyfile(file, folder / file.name)
     config = {k: v for k, v in loaded.config.items() if k not in QUANTISATION_KEYS}
@@ -124,8 +138,6 @@ def write_bundle(
     write_json(folder / FILE, manifest.to_json())
     if profile.swift and not manifest.chunks:  # its code runs one package
         write_swift_package(folder / "Swift", manifest.to_json())
-    progress("writing the bundle", 3, 3)
-    return manifest
 
 
 def settle_weights(loaded: LoadedModel, dtype: mx.Dtype, *, keep_quantised: bool = False) -> None:

@@ -33,7 +33,7 @@ On any machine, with the runtime that comes with macai (numpy; slow, and indepen
 `verify.json` has the comparison with the model that was made when the package was: the reference
 runtime against MLX, also with every value rounded to float16. It was not run by Core ML, nor on a
 device: check what your app shows, and on which compute units.
-{unverified}"""
+{float16}{unverified}"""
 _SWIFT = """In an app: `Swift/` is a package with a typed, streaming `generate`; see its README.
 
 """
@@ -65,6 +65,7 @@ def model_card(manifest: Manifest) -> str:
         plural="s" if manifest.chunks else "",
         packages=", ".join(f"`{name}`" for name in manifest.packages),
         app=_CHUNKS if manifest.chunks else _SWIFT if profile.swift else "",
+        float16=_float16(manifest),
         unverified=_unverified(manifest),
         megabytes=manifest.bytes / 1e6,
         weights=manifest.weights,
@@ -86,6 +87,23 @@ def _tokens(info: FunctionInfo) -> str:
     if "most" in info.inputs.get("inputIds", {}):
         return f"1 to {info.tokens} tokens"
     return "1 token" if info.tokens == 1 else f"{info.tokens} tokens"
+
+
+def _float16(manifest: Manifest) -> str:
+    """Say how near the values come to the end of float16."""
+    if not (found := manifest.float16):
+        return ""
+    text = (
+        f"\nThe largest value that float16 has to hold is {found['largest']:,.0f}, after "
+        f"`{found['after']}`, on {found['tokens']} tokens of text; float16 ends at 65,504."
+    )
+    if counts := found["float32_values"]:
+        text = (
+            f"\nValues reach {found['largest']:,.0f}, after `{found['after']}`, on "
+            f"{found['tokens']} tokens of text, and float16 ends at 65,504. Kept in float32 "
+            f"are {', '.join(f'{n} of {name}' for name, n in counts.items())}."
+        )
+    return text + "\n"
 
 
 def _unverified(manifest: Manifest) -> str:

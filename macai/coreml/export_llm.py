@@ -7,7 +7,13 @@ from typing import Any
 
 from macai.coreml.bundle import WEIGHTS, write_bundle
 from macai.coreml.compress import Compression, Scheme
-from macai.coreml.fewer_bits import compress_model, cost, perplexity, replace_weights
+from macai.coreml.fewer_bits import (
+    calibration_text,
+    compress_model,
+    cost,
+    perplexity,
+    replace_weights,
+)
 from macai.coreml.hot_swap import load_adapter_file, put_layers, random_layers
 from macai.coreml.llm import check_lengths
 from macai.coreml.manifest import Manifest
@@ -108,6 +114,7 @@ def export_llm(
         adapters={} if export.fuses else export.adapters,
         slot=export.slot,
         chunks=export.chunks,
+        text=_measured_text(export, loaded),
         progress=progress,
     )
     del loaded
@@ -200,6 +207,14 @@ def _compressed(export: Export, progress: Progress) -> tuple[Compression | None,
             hint="more bits, --calibrate with text the model is for, or another limit",
         )
     return compression, price
+
+
+def _measured_text(export: Export, loaded: LoadedModel) -> list[int]:
+    """Return the text that tells how large values become; none if nothing is to be looked at."""
+    if not export.positions:
+        return []
+    ids: list[int] = loaded.tokenizer.encode(export.calibration or calibration_text())
+    return ids
 
 
 def _reports(

@@ -64,6 +64,9 @@ class Manifest:
         chunks: The packages of a model that is in several, in the order they are run in: each
             function goes through all of them. What one returns but logits, the next one takes,
             hiddenOut as hiddenIn; each keeps a state of its own.
+        float16: What was measured of its values: "largest" magnitude on so many "tokens" of text,
+            "after" which weight, the largest of each of "layers"; and how many values each function
+            has in float32 for it, since they came beyond "limit". See half.py.
         unverified: What nobody has tried on a device, a sentence each: see profiles.
         source: Model and adapter it was made from, and the model's licence if it is known.
     """
@@ -88,6 +91,7 @@ class Manifest:
     slot: Slot | None = None
     adapters: list[dict[str, Any]] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    float16: dict[str, Any] = field(default_factory=dict)
     unverified: list[str] = field(default_factory=list)
     kind: str = "llm"
     contract: int = CONTRACT

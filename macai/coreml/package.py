@@ -22,7 +22,7 @@ TARGETS = {"iOS16": ct.target.iOS16, "iOS17": ct.target.iOS17, "iOS18": ct.targe
 # What MIL calls the operations of each.
 _OPSETS = {ct.target.iOS16: "CoreML6", ct.target.iOS17: "CoreML7", ct.target.iOS18: "CoreML8"}
 _DATA = Path("Data/com.apple.CoreML")
-_MODEL = _DATA / "model.mlmodel"
+MODEL = _DATA / "model.mlmodel"
 _WEIGHTS = _DATA / "weights/weight.bin"
 # Of the name space only: the ids in a package name nothing but its two items.
 _NAMESPACE = uuid.UUID("5f0c7a52-6f0e-5b7a-9d6c-3b1f6d1f4c11")
@@ -70,7 +70,7 @@ def save_package(
         )
         weights.close()
         spec.mlProgram.CopyFrom(program)
-        (folder / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
+        (folder / MODEL).write_bytes(spec.SerializeToString(deterministic=True))
         _write_manifest(folder)
 
 
@@ -87,7 +87,7 @@ def _check(functions: Mapping[str, Any]) -> None:
 
 def _write_manifest(folder: Path) -> None:
     entries = {}
-    items = [("model.mlmodel", "CoreML Model Specification", _MODEL)]
+    items = [("model.mlmodel", "CoreML Model Specification", MODEL)]
     if (folder / _WEIGHTS).exists():
         items.append(("weights", "CoreML Model Weights", _WEIGHTS.parent))
     root = ""

@@ -16,6 +16,10 @@ States = Mapping[str, np.ndarray]
 """What states hold at the beginning, where that is not zeros: an adapter in the slot, float16."""
 
 
+class NotFiniteError(PackageError):
+    """Logits that are infinite, or no numbers."""
+
+
 class Runner(Protocol):
     """What runs the functions of a package and keeps their state."""
 
@@ -31,24 +35,34 @@ class Runner(Protocol):
 class ReferenceRunner:
     """Runs a package with macai's own runtime, in numpy, anywhere.
 
+    `held` is what states begin with. `peaks` is filled with the largest magnitudes of values, by
+    function and name: see mil.Function.run.
+
     Attributes:
         overflows: How many operations made infinities of finite numbers, in a run in fp16.
     """
 
     def __init__(
-        self, package: Package | Chain, precision: str = "fp32", held: States | None = None
+        self,
+        package: Package | Chain,
+        precision: str = "fp32",
+        held: States | None = None,
+        peaks: dict[str, dict[str, float]] | None = None,
     ) -> None:
         self._package, self._precision, self._held = package, precision, held or {}
+        self._peaks = peaks
         self.overflows = 0
         self.reset()
 
     def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run one function on the state."""
         precision = "fp16" if self._precision == "fp16" else "fp32"
+        noted = {} if self._peaks is None else {"peaks": self._peaks.setdefault(function, {})}
         result = self._package.functions[function].run(
             inputs,
             state=self._state,
             precision=precision,  # type: ignore[arg-type]
+            **noted,
         )
         self.overflows += len(result.overflows)
         return result.outputs["logits"][0, -1].astype(np.float32)
@@ -116,7 +130,7 @@ class Session:
         inputs = self._calls.inputs(tokens, ids, len(self.ids))
         logits = self._runner.run(self._functions[name], inputs)
         if not np.isfinite(logits).all():
-            raise PackageError(
+            raise NotFiniteError(
                 f"{name} returned logits that are not finite",
                 hint="is the copy complete? macai doctor tells what is wrong with it",
             )

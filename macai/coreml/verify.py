@@ -10,7 +10,7 @@ import numpy as np
 
 from macai.coreml.chain import Chain
 from macai.coreml.manifest import Manifest
-from macai.coreml.session import ReferenceRunner, Runner, Session, States
+from macai.coreml.session import NotFiniteError, ReferenceRunner, Runner, Session, States
 from macai.mil import Package
 from macai.models.load import LoadedModel
 
@@ -144,7 +144,7 @@ def verify_package(
         "functions": {name: agreement.to_json() for name, agreement in found.items()},
         "perplexity": perplexity,
         "transcript": transcript,
-        "float16": half.to_json() | {"overflows": rounding.overflows},
+        "float16": (half.to_json() if half else {}) | {"overflows": rounding.overflows},
         "limits": LIMITS | {"near_tie_nats": TIE, "perplexity_increase": INCREASE},
     }
 
@@ -226,14 +226,22 @@ def _transcript(
     }
 
 
-def _rounded(session: Session, ids: list[int], model: np.ndarray, progress: Progress) -> Agreement:
-    """The last positions once more, with all values rounded to float16 after each operation."""
+def _rounded(
+    session: Session, ids: list[int], model: np.ndarray, progress: Progress
+) -> Agreement | None:
+    """The last positions once more, with all values rounded to float16 after each operation.
+
+    None if nothing comes of that but infinities.
+    """
     agreement = Agreement()
     first = max(len(ids) - FP16_POSITIONS, 1)
-    agreement.add(session.feed(ids[:first]), model[first - 1])
-    for place in range(first, len(ids)):
-        agreement.add(session.feed(ids[place : place + 1]), model[place])
-        progress("looking for float16 overflow", place + 1 - first, len(ids) - first)
+    try:
+        agreement.add(session.feed(ids[:first]), model[first - 1])
+        for place in range(first, len(ids)):
+            agreement.add(session.feed(ids[place : place + 1]), model[place])
+            progress("looking for float16 overflow", place + 1 - first, len(ids) - first)
+    except NotFiniteError:
+        return None
     return agreement
 
 

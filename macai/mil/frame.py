@@ -54,11 +54,23 @@ class StateBuffers:
 
 @dataclass(slots=True)
 class Frame:
-    """One run of a plan; `values` has a place for every value of the function."""
+    """One run of a plan.
+
+    Attributes:
+        values: A place for every value of the function.
+        peaks: Filled with the largest magnitude of each value declared fp16, by its name, if given.
+    """
 
     values: list[Any]
     states: StateBuffers
     overflows: list[Overflow] = field(default_factory=list)
+    peaks: dict[str, float] | None = None
+
+    def note(self, name: str, array: np.ndarray) -> None:
+        """Keep the largest magnitude of a value."""
+        if self.peaks is not None and array.size:
+            largest = max(float(array.max()), -float(array.min()))
+            self.peaks[name] = max(self.peaks.get(name, 0.0), largest)
 
 
 Step = Callable[[Frame], None]

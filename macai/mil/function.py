@@ -92,6 +92,7 @@ class Function:
         *,
         state: dict[str, np.ndarray] | None = None,
         precision: Precision = "fp32",
+        peaks: dict[str, float] | None = None,
     ) -> Result:
         """Run the function.
 
@@ -101,6 +102,8 @@ class Function:
             state: From `Package.make_state`; changed in place when the run has succeeded.
             precision: With "fp32" nothing is rounded but states and decompressed weights; with
                 "fp16" every value that is declared fp16 is.
+            peaks: Filled with the largest magnitude of each value declared fp16, by its name; what
+                is there is kept where it is larger. The whole of a state is no such value.
 
         Raises:
             PackageError: an input or state that is missing, unknown or of the wrong shape or type,
@@ -108,7 +111,8 @@ class Function:
         """
         plan = self.prepare(precision)
         given = self._checked_inputs(inputs, rounds=precision == "fp16")
-        frame = Frame([None] * plan.places, StateBuffers(self._checked_state(state)))
+        states = StateBuffers(self._checked_state(state))
+        frame = Frame([None] * plan.places, states, peaks=peaks)
         for name, place in plan.inputs.items():
             frame.values[place] = given[name]
         with np.errstate(all="ignore"):

@@ -17,7 +17,7 @@ from macai.mil.liveness import check_live_bytes, last_uses
 from macai.mil.ops import OPS
 from macai.mil.program import Argument, Block, Body, Operation
 from macai.mil.registry import OpDef
-from macai.mil.types import DAMAGED, StateType
+from macai.mil.types import DAMAGED, StateType, TensorType
 from macai.mil.values import Value
 from macai.mil.weights import Constant, WeightCache
 
@@ -256,6 +256,7 @@ class _Planner:
             for name, type_ in operation.outputs.items()
         ]
         constant_overflows = self.overflows
+        noted = _noted(operation)
 
         def compute(frame: Frame | None) -> list[Any]:
             given = call.arguments(frame)
@@ -268,12 +269,28 @@ class _Planner:
             for name, result, end in zip(names, results, finish, strict=True):
                 value, not_finite = end(result)
                 if not_finite and all_finite(given):
-                    noted = constant_overflows if frame is None else frame.overflows
-                    noted.append(Overflow(operation.name, operation.type, name, not_finite))
+                    found = constant_overflows if frame is None else frame.overflows
+                    found.append(Overflow(operation.name, operation.type, name, not_finite))
+                if frame is not None and frame.peaks is not None and name in noted:
+                    frame.note(name, value)
                 finished.append(value)
             return finished
 
         return compute
+
+
+def _noted(operation: Operation) -> frozenset[str]:
+    """Return which outputs' magnitudes can be asked for.
+
+    Not what has all of a state in it: that is large, and each part was a value when it was written.
+    """
+    if operation.type in ("read_state", "slice_update"):
+        return frozenset()
+    return frozenset(
+        name
+        for name, type_ in operation.outputs.items()
+        if isinstance(type_, TensorType) and type_.dtype.name == "fp16"
+    )
 
 
 def _releaser(places: Iterable[int]) -> Step:

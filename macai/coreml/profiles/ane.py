@@ -66,6 +66,7 @@ ANE = Profile(
     check=_check,
     plain_tables=True,
     chunk_bytes=1_000_000_000,
+    float32=False,
     unverified=(
         "that Core ML loads it, and places it on the Neural Engine: no device was at hand",
         "that the Neural Engine's float16 gives what was compared here, operation by operation",

@@ -56,6 +56,7 @@ class Profile:
             profile has no such weights.
         plain_tables: Whether what rows are read from is stored in full, even if it is compressed.
         chunk_bytes: The most weights one package has; None: all are in one package.
+        float32: Whether values may be float32 where it runs.
         unverified: What nobody has tried on a device, a sentence each.
     """
 
@@ -75,4 +76,5 @@ class Profile:
     check: Callable[[str, float | None], None] = _any_weights
     plain_tables: bool = False
     chunk_bytes: int | None = None
+    float32: bool = True
     unverified: Sequence[str] = ()
