@@ -42,6 +42,7 @@ from macai.train.job import Job, training_ops
 from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
 from macai.train.machine import workers_for
+from macai.train.memory import limited_memory
 from macai.train.optimizer import adamw
 from macai.train.progress import Progress
 from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
@@ -113,7 +114,7 @@ def finetune(
     yield _started(run, sets)
     gradient = Gradient(loaded.model, run.logits)
     ops = training_ops(loaded.model, recompute=recipe.batch.recompute)
-    with ops, Team(loaded.model, gradient, _job(run)) as team:
+    with limited_memory(), ops, Team(loaded.model, gradient, _job(run)) as team:
         yield from _steps(run, team, should_stop)
 
 
@@ -257,6 +258,7 @@ def _validate(run: _Run, note: Log) -> Iterator[Event]:
     require_finite(loss, progress.step)
     best = progress.best_valid_loss is None or loss < progress.best_valid_loss
     progress.valid_loss = loss
+    progress.stale = 0 if best else progress.stale + 1
     if best:
         progress.best_valid_loss = loss
         save_adapter_weights(run.out, adapter_weights(run.loaded))
@@ -282,12 +284,14 @@ def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
 
 def _steps_to_do(run: _Run) -> Iterator[list[Plan]]:
     """Yield the steps still to do: each epoch's order follows from its number alone."""
-    step = run.progress.step
+    step, patience = run.progress.step, run.recipe.train.patience
     while step < run.steps:
         epoch, done = divmod(step, run.steps_per_epoch)
         if done == 0:
             run.progress.epoch_loss, run.progress.epoch_learnt = 0.0, 0
         for parts in _plan(run, epoch)[done : done + run.steps - step]:
+            if patience and run.progress.stale >= patience:
+                return  # right after a validation, as at the end of the run
             yield parts
             step += 1
 

@@ -86,6 +86,7 @@ class Train:
         epochs: Passes over the data; 0.5 stops half way through the first.
         seed: Decides the data order, the adapter's start and the dropout.
         eval_every: Steps between two evaluations on the validation rows; 0 is once an epoch.
+        patience: Validations in a row without a better loss after which the run ends; 0 never.
         save_every: Steps between two checkpoints to resume from; 0 is only the last one.
         workers: Processes that each compute a part of every step; they change its time, and its
             result by rounding only (dropout aside, which draws for each part). 0: as many as the
@@ -95,6 +96,7 @@ class Train:
     epochs: float = number(3.0, 0, low_included=False)
     seed: int = number(0, 0, 2**32 - 1)
     eval_every: int = number(0, 0)
+    patience: int = number(0, 0)
     save_every: int = number(50, 0)
     workers: int = number(0, 0, 64)
 

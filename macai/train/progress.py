@@ -8,7 +8,10 @@ from macai.train.loop import Report
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Counters of a run, over all parts of a resumed one; `workers` are those of the last part."""
+    """Counters of a run, over all parts of a resumed one.
+
+    `workers` are those of the last part; `stale` counts validations since the best one.
+    """
 
     step: int = 0
     workers: int = 1
@@ -20,6 +23,7 @@ class Progress:
     valid_seconds: float = 0.0
     valid_loss: float | None = None
     best_valid_loss: float | None = None
+    stale: int = 0
     peak_memory_bytes: int = 0
 
     def count(self, report: Report) -> None:

@@ -125,8 +125,11 @@ def train_the_last_turn_only(patch):
 def look_for_the_prompt_as_a_prefix(patch):
     """6: where a template's prompt is no prefix of the whole, the mask begins elsewhere."""
 
+    real = tokens._start
+
     def after_the_prompt(text, messages, turn, tokenizer):
-        return len(tokens.render(messages[:turn], tokenizer, generation=True))
+        prompt = tokens.render(messages[:turn], tokenizer, generation=True)
+        return min(len(prompt), real(text, messages, turn, tokenizer) + 1)
 
     patch.setattr(tokens, "_start", after_the_prompt)
 
