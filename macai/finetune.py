@@ -17,6 +17,7 @@ from typing import Any
 import mlx.optimizers as optim
 
 from macai.data.batches import Plan, divide, plan_epoch, shared_prefix
+from macai.data.check import require_apart
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared, prepare
 from macai.files import refuse_existing
@@ -99,11 +100,14 @@ def finetune(
         refuse_existing(out, force=force)
     tokenizer, limits = loaded.tokenizer, recipe.data
     read = read_splits(data)
+    if limits.strict:
+        require_apart(read, hint="take them out of one; data.strict = false trains all the same")
     sets = prepare(
         [read.train, read.valid],
         tokenizer,
         max_length=limits.max_length,
         truncation=limits.truncation,
+        end_ids=loaded.eos_token_ids if limits.strict else None,
     )
     checkpoint = load_checkpoint(out) if resume else None
     run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out, checkpoint)

@@ -437,6 +437,18 @@ def test_bad_rows_or_targets_leave_no_folder(run, tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_to_check_with_that_are_learnt_stop_a_run_unless_it_is_told_not_to_be_strict(
+    run, tmp_path
+):
+    write_rows(tmp_path / "train.jsonl", range(5))
+    write_rows(tmp_path / "valid.jsonl", range(4, 6))
+    with pytest.raises(DataError, match=r"valid.jsonl:1 is the same as .*train.jsonl:5"):
+        run(small(), tmp_path / "run", data=tmp_path)
+    assert not (tmp_path / "run").exists()
+    lenient = small(data=Data(strict=False), epochs=0.1)
+    assert isinstance(run(lenient, tmp_path / "run", data=tmp_path)[-1], Summary)
+
+
 def test_rows_left_out_or_cut_are_counted(run, tmp_path):
     def started(truncation):
         limits = Data(max_length=40, truncation=truncation)

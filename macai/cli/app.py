@@ -18,6 +18,7 @@ import macai
 from macai.cli import (
     chat,
     convert,
+    data,
     doctor,
     export,
     export_sd,
@@ -67,6 +68,7 @@ _add(doctor.doctor)
 _add(selftest.selftest)
 _add(export_sd.sd, to=export.app)
 app.add_typer(export.app)
+app.add_typer(data.app)
 app.add_typer(recipes.app)
 
 

@@ -188,13 +188,19 @@ def _split(rows: list[Row]) -> Splits:
             f"{rows[0].source.rpartition(':')[0]}: one row is too few: one to learn, one to check",
             hint="add rows, or give a folder with train.jsonl and valid.jsonl",
         )
-    order = sorted(range(len(rows)), key=lambda i: _digest(rows[i]))
-    chosen = set(order[: max(1, round(len(rows) * VALID_SHARE))])
+    order = sorted(range(len(rows)), key=lambda i: row_digest(rows[i]))
+    count = max(1, round(len(rows) * VALID_SHARE))
+    while count < len(rows) - 1 and row_digest(rows[order[count]]) == row_digest(
+        rows[order[count - 1]]
+    ):
+        count += 1  # what is there twice is on one side
+    chosen = set(order[:count])
     train = [row for i, row in enumerate(rows) if i not in chosen]
     return Splits(train, [rows[i] for i in sorted(chosen)], [])
 
 
-def _digest(row: Row) -> bytes:
+def row_digest(row: Row) -> bytes:
+    """Return a hash of what the row says, 32 bytes; where it stands is no part of it."""
     said: Iterable[str] = (f"{m.role}\0{m.content}" for m in row.messages)
     text = "\0".join([*said, row.prompt or "", row.completion or "", row.text or ""])
     return hashlib.sha256(text.encode()).digest()

@@ -1,7 +1,7 @@
 """Rows to token ids with a mask of what is learnt."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,12 +13,21 @@ from macai.errors import DataError
 
 Truncation = Literal["error", "drop", "split", "keep-end"]
 
-_SHORTEN = "raise data.max_length, or set data.truncation to drop, split or keep-end"
 _MARK = "\x01"  # a character that no template and no row has a reason to hold
 
 
 class _TooLongError(ValueError):
     """A row over the limit."""
+
+
+class _EndlessError(ValueError):
+    """A row whose reply has no end."""
+
+
+_HINTS: dict[type[ValueError], str] = {
+    _TooLongError: "raise data.max_length, or set data.truncation to drop, split or keep-end",
+    _EndlessError: "is the template the model's own? data.strict = false trains anyway",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,12 @@ class Prepared:
 
 
 def prepare(
-    splits: Sequence[Sequence[Row]], tokenizer: Any, *, max_length: int, truncation: Truncation
+    splits: Sequence[Sequence[Row]],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    truncation: Truncation,
+    end_ids: frozenset[int] | None = None,
 ) -> list[Prepared]:
     """Tokenise every row and apply the limit; one result for each split.
 
@@ -66,16 +80,23 @@ def prepare(
         truncation: What happens to a longer row: an "error" naming all such rows, "drop" it,
             "split" it into pieces, or "keep-end": cut its beginning, so that the end-of-turn token
             stays. Pieces with nothing to learn are dropped.
+        end_ids: If given, what is learnt must end with one of them: see `require_ended`.
 
     Raises:
-        DataError: rows that cannot be tokenised, rows over the limit, or rows with nothing learnt:
-            those of all splits at once.
+        DataError: rows that cannot be tokenised, rows over the limit, rows with nothing learnt or
+            without an end: those of all splits at once.
     """
     problems: dict[str, ValueError] = {}
-    prepared = [_prepare(rows, tokenizer, max_length, truncation, problems) for rows in splits]
+
+    def fit(whole: Example) -> list[Example]:
+        if end_ids is not None and whole.learnt_tokens:
+            require_ended(whole, end_ids)
+        return fit_length(whole, max_length, truncation)
+
+    prepared = [_prepare(rows, tokenizer, max_length, fit, problems) for rows in splits]
     if problems:
-        too_long = all(isinstance(e, _TooLongError) for e in problems.values())
-        raise bad_rows(list(problems), hint=_SHORTEN if too_long else None)
+        kinds = {type(e) for e in problems.values()}
+        raise bad_rows(list(problems), hint=_HINTS.get(kinds.pop()) if len(kinds) == 1 else None)
     if not all(split.examples for split in prepared):
         raise DataError(
             "no row is left to learn from", hint=f"all are over max_length = {max_length} tokens"
@@ -87,7 +108,7 @@ def _prepare(
     rows: Sequence[Row],
     tokenizer: Any,
     max_length: int,
-    truncation: Truncation,
+    fit: Callable[[Example], list[Example]],
     problems: dict[str, ValueError],
 ) -> Prepared:
     """Turn the rows of one split into examples, and add what is wrong with them to `problems`."""
@@ -96,7 +117,7 @@ def _prepare(
     for row in rows:
         try:
             whole = tokenise(row, tokenizer)
-            pieces = _fit(whole, max_length, truncation)
+            pieces = fit(whole)
         except ValueError as e:
             problems[f"{row.source}: {e}"] = e
             continue
@@ -127,6 +148,14 @@ def tokenise(row: Row, tokenizer: Any) -> Example:
             Message(role="assistant", content=row.completion),
         )
     return _chat_example(messages, row.source, tokenizer)
+
+
+def require_ended(example: Example, end_ids: frozenset[int]) -> None:
+    """Raise ValueError unless each learnt part ends with an id that ends a reply."""
+    after = np.append(example.learn[1:], False)
+    last = np.flatnonzero(example.learn & ~after)
+    if not np.isin(example.ids[last], list(end_ids)).all():
+        raise _EndlessError("no mark ends what is learnt, so the model would not stop")
 
 
 def render(messages: Sequence[Message], tokenizer: Any, *, generation: bool = False) -> str:
@@ -243,7 +272,12 @@ def _end(tokenizer: Any) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _fit(example: Example, max_length: int, truncation: Truncation) -> list[Example]:
+def fit_length(example: Example, max_length: int, truncation: Truncation) -> list[Example]:
+    """Return what is trained of a row: itself, pieces of it, or nothing; see `prepare`.
+
+    Raises:
+        ValueError: nothing in it is learnt, or it is too long.
+    """
     length = len(example.ids)
     if not example.learnt_tokens:
         raise ValueError("nothing in it is learnt")

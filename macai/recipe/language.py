@@ -71,11 +71,14 @@ class Data:
         max_length: Tokens a row may have.
         truncation: What becomes of a longer row: it stops the run, is left out, loses its end, or
             is cut so that it keeps its end.
+        strict: Refuse validation rows that are training rows as well, and replies without a mark
+            that ends them, as `macai data check` does.
     """
 
     path: Path | None = None
     max_length: int = number(1024, 2)
     truncation: Literal["error", "drop", "split", "keep-end"] = "error"
+    strict: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

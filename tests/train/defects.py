@@ -97,7 +97,7 @@ def keep_rows_with_nothing_learnt(patch):
     def cut_the_end(example, max_length, truncation):
         return [replace(example, ids=example.ids[:max_length], learn=example.learn[:max_length])]
 
-    patch.setattr(tokens, "_fit", cut_the_end)
+    patch.setattr(tokens, "fit_length", cut_the_end)
 
 
 def go_on_with_a_loss_that_is_not_finite(patch):
