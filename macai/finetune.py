@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.optimizers as optim
 
-from macai.data.batches import Plan, divide, plan_epoch, shared_prefix
+from macai.data.batches import Plan, divide, few_shapes, plan_epoch, shared_prefix
 from macai.data.check import require_apart
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared, prepare
@@ -282,6 +283,8 @@ def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
         seed=run.recipe.train.seed,
         epoch=epoch,
     )
+    if mx.default_device() != mx.cpu:
+        steps = few_shapes(steps)
     workers = run.progress.workers
     return [[part for plan in step for part in divide(plan, lengths, workers)] for step in steps]
 

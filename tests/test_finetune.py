@@ -505,13 +505,19 @@ def size(file):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_only_whole_files_and_can_go_on(run, tmp_path, tiny_dir, data):
-    recipe = small(eval_every=1, save_every=1, epochs=6.0)
+@pytest.mark.parametrize(
+    ("times", "epochs", "every"),
+    [(4, 6.0, 1), pytest.param(20, 40.0, 2, marks=pytest.mark.long)],
+)
+def test_a_killed_run_leaves_only_whole_files_and_can_go_on(
+    run, tmp_path, tiny_dir, data, times, epochs, every
+):
+    recipe = small(eval_every=every, save_every=every, epochs=epochs)
     expected, out, file = tmp_path / "expected", tmp_path / "run", tmp_path / "recipe.toml"
     run(recipe, expected)
     shutil.copy(expected / "recipe.toml", file)
     moments, kills = random.Random(0), 0
-    for _ in range(4):
+    for _ in range(times):
         start = "resume" if (out / "checkpoint.safetensors").exists() else "start"
         kills += kill_at_some_moment(
             [file, tiny_dir, data, out, start], out, moments.uniform(0.0, 0.5)
@@ -520,7 +526,7 @@ def test_a_killed_run_leaves_only_whole_files_and_can_go_on(run, tmp_path, tiny_
             mx.eval(mx.load(str(saved)))
         if (out / "checkpoint.safetensors").exists():
             load_checkpoint(out)
-    assert kills >= 2
+    assert kills >= times - 2
     run(recipe, out, resume=True)
     assert outcome(out) == outcome(expected)
 

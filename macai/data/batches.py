@@ -1,6 +1,7 @@
 """Token-budget batches: which rows go together, as a pure function of (seed, epoch)."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,9 @@ import numpy as np
 
 from macai.data.tokens import Example
 
-MAX_WIDTHS = 16  # few shapes: a GPU compiles each one, and the allocator caches each one
+MAX_WIDTHS = 16
+MAX_SHAPES = 16  # a GPU compiles each one, and the allocator caches each one
+MAX_GROWTH = 0.04  # of the tokens of an epoch; with more, few shapes would cost more than they save
 WIDTH_STEP = 8
 MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
 LEARNT_STEP = 4
@@ -18,15 +21,27 @@ LEARNT_STEP = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A micro-batch yet to be made: the indices of its rows and the width they are padded to."""
+    """A micro-batch yet to be made.
+
+    Attributes:
+        rows: Indices.
+        width: To which they are padded.
+        empty: Rows of padding alone that come after them.
+    """
 
     rows: tuple[int, ...]
     width: int
+    empty: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, empty ones included, and width."""
+        return len(self.rows) + self.empty, self.width
 
     @property
     def padded_tokens(self) -> int:
         """Rows times width."""
-        return len(self.rows) * self.width
+        return self.shape[0] * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +52,7 @@ class Batch:
 
     Attributes:
         prefix: int32 [P]; what all rows begin with, or None for P = 0.
-        ids: int32 [B, L]; what comes after it, padded on the right.
+        ids: int32 [B, L]; what comes after it, padded on the right, and the plan's empty rows.
         positions: int32 [N]; where in the flattened [B * L] the hidden states are that predict.
         targets: int32 [N]; the ids they must predict.
         weights: float32 [N]; 1, or 0 where N was rounded up.
@@ -133,6 +148,38 @@ def plan_epoch(
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
+def few_shapes(steps: Sequence[Sequence[Plan]]) -> list[list[Plan]]:
+    """Return the steps with 16 shapes of micro-batches, or as few as 4 % more tokens buy.
+
+    Rare shapes grow. Which rows are in a micro-batch stays, and so what is learnt. All epochs are
+    cut alike, so all have the same shapes.
+    """
+    counts = Counter(plan.shape for step in steps for plan in step)
+    grown = {shape: shape for shape in counts}
+    allowed = MAX_GROWTH * sum(plan.padded_tokens for step in steps for plan in step)
+    while len(counts) > MAX_SHAPES:
+        shapes = np.array(sorted(counts))
+        larger = np.maximum(shapes[:, None], shapes)  # of each two, what holds both
+        times = np.array([counts[rows, width] for rows, width in shapes.tolist()])
+        added = (larger.prod(axis=-1) - shapes.prod(axis=-1)[:, None]) * times[:, None]
+        cost = (added + added.T).astype(float)
+        np.fill_diagonal(cost, np.inf)
+        one, other = np.unravel_index(cost.argmin(), cost.shape)
+        allowed -= cost[one, other]
+        if allowed < 0:
+            break
+        large = tuple(larger[one, other].tolist())
+        gone = {tuple(shapes[i].tolist()) for i in (one, other)}
+        count = sum(counts.pop(shape) for shape in gone)
+        counts[large] += count
+        grown = {shape: large if to in gone else to for shape, to in grown.items()}
+    return [[_grow(plan, *grown[plan.shape]) for plan in step] for step in steps]
+
+
+def _grow(plan: Plan, rows: int, width: int) -> Plan:
+    return Plan(plan.rows, width, rows - len(plan.rows))
+
+
 def divide(plan: Plan, lengths: Sequence[int], parts: int) -> list[Plan]:
     """Cut a micro-batch by rows into at most `parts`, the largest of them as small as can be.
 
@@ -171,7 +218,7 @@ def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: 
         prefix: Tokens at the beginning of all rows to compute once: see `shared_prefix`.
     """
     rows = [examples[i] for i in plan.rows]
-    ids = np.full((len(rows), plan.width - prefix), pad_id, np.int32)
+    ids = np.full((plan.shape[0], plan.width - prefix), pad_id, np.int32)
     following = np.zeros_like(ids)
     learn = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from macai.data import batches
 from macai.data.batches import (
+    MAX_SHAPES,
     MAX_WIDTHS,
     Plan,
     divide,
+    few_shapes,
     in_order,
     make_batch,
     plan_epoch,
@@ -28,6 +30,36 @@ def skewed():
     """Lengths of 2000 rows as they are in real data: most short, few very long."""
     rng = np.random.default_rng(0)
     return np.clip(rng.lognormal(np.log(90), 0.9, 2000), 8, 1024).astype(int).tolist()
+
+
+PAD = 7
+
+
+def example(ids, learn):
+    return Example(np.array(ids, np.int32), np.array(learn, bool), "r")
+
+
+@st.composite
+def examples(draw):
+    made = []
+    for _ in range(draw(st.integers(1, 5))):
+        ids = draw(st.lists(st.integers(0, 9), min_size=2, max_size=30))
+        learn = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+        learn[0], learn[-1] = False, True
+        made.append(example(ids, learn))
+    return made
+
+
+def pairs(batch):
+    """Which (row, column) predicts which target, of those that count."""
+    width = batch.ids.shape[1]
+    return [
+        (*divmod(p, width), t)
+        for p, t, w in zip(
+            batch.positions.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True
+        )
+        if w
+    ]
 
 
 def plan(lengths, *, tokens=2048, micro_tokens=2048, seed=0, epoch=0, row_multiple=1):
@@ -152,6 +184,47 @@ def test_there_are_few_shapes(skewed):
     assert len(widths_for(skewed)) <= MAX_WIDTHS
 
 
+@pytest.mark.parametrize(
+    ("tokens", "micro", "most"),
+    [(2048, 2048, 16), (2048, 512, 16), (16384, 4096, 24)],  # the last has 21 steps in an epoch
+)
+def test_a_gpu_gets_few_shapes_the_same_in_each_epoch_and_little_more_padding(
+    skewed, tokens, micro, most
+):
+    epochs = [plan(skewed, tokens=tokens, micro_tokens=micro, epoch=e) for e in range(3)]
+    few = [few_shapes(steps) for steps in epochs]
+    shapes = [{p.shape for p in flat(steps)} for steps in few]
+    assert len({p.shape for p in flat(epochs[0])}) > MAX_SHAPES
+    assert len(shapes[0]) <= most
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert real_share(skewed, flat(few[0])) >= real_share(skewed, flat(epochs[0])) / 1.04
+
+
+@given(LENGTHS, st.integers(1, 3000), st.integers(1, 3000))
+def test_few_shapes_leave_the_rows_where_they_are(lengths, tokens, micro_tokens):
+    steps = plan(lengths, tokens=tokens, micro_tokens=micro_tokens)
+    few = few_shapes(steps)
+    assert [[p.rows for p in step] for step in few] == [[p.rows for p in step] for step in steps]
+    for before, after in zip(flat(steps), flat(few), strict=True):
+        assert after.empty >= 0
+        assert after.width >= before.width
+    tokens_before, tokens_after = (sum(p.padded_tokens for p in flat(x)) for x in (steps, few))
+    assert tokens_after <= 1.04 * tokens_before
+    if len({p.shape for p in flat(steps)}) <= MAX_SHAPES:
+        assert few == steps
+
+
+@given(examples(), st.integers(0, 3), st.integers(0, 2))
+def test_empty_rows_and_more_width_add_nothing_to_learn(rows, empty, wider):
+    width = -(-max(len(r.ids) for r in rows) // 8) * 8
+    plain = batches.Plan(tuple(range(len(rows))), width)
+    grown = batches.Plan(plain.rows, width + 8 * wider, empty)
+    batch = make_batch(rows, grown, pad_id=PAD)
+    assert batch.ids.shape == grown.shape
+    assert pairs(batch) == pairs(make_batch(rows, plain, pad_id=PAD))
+    assert batch.processed_tokens == grown.padded_tokens
+
+
 @given(LENGTHS)
 def test_widths_hold_every_row_and_are_multiples_of_8(lengths):
     widths = widths_for(lengths)
@@ -188,36 +261,6 @@ def test_evaluation_has_every_row_once_and_always_the_same_way(lengths, tokens):
     assert sorted(i for p in plans for i in p.rows) == list(range(len(lengths)))
     assert all(len(p.rows) == 1 or p.padded_tokens <= tokens for p in plans)
     assert all(p.width >= max(lengths[i] for i in p.rows) for p in plans)
-
-
-PAD = 7
-
-
-def example(ids, learn):
-    return Example(np.array(ids, np.int32), np.array(learn, bool), "r")
-
-
-@st.composite
-def examples(draw):
-    made = []
-    for _ in range(draw(st.integers(1, 5))):
-        ids = draw(st.lists(st.integers(0, 9), min_size=2, max_size=30))
-        learn = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
-        learn[0], learn[-1] = False, True
-        made.append(example(ids, learn))
-    return made
-
-
-def pairs(batch):
-    """Which (row, column) predicts which target, of those that count."""
-    width = batch.ids.shape[1]
-    return [
-        (*divmod(p, width), t)
-        for p, t, w in zip(
-            batch.positions.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True
-        )
-        if w
-    ]
 
 
 def pairs_computed_apart(rows):
