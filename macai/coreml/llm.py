@@ -22,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macai.coreml.api import ExportFunction
+from macai.coreml.counted import counted_by_keys
 from macai.coreml.lower import Compress, Settings
 from macai.coreml.slot_model import SlotReader
 from macai.errors import ExportError, UsageError
@@ -234,7 +235,8 @@ def llm_functions(
         adapter = arrays[kept:]
         store = caches.store(shape, position, arrays[:kept])
         layers = [LayerCache(store, n, position, context) for n in range(shape.layers)]
-        with slot.holding(*adapter) if slot else nullcontext():
+        counted = counted_by_keys(position, context=context, rows=ids.shape[1])
+        with counted, slot.holding(*adapter) if slot else nullcontext():
             logits = model(ids, cache=layers)
         if last is not None:
             logits = mx.slice(logits, last, axes=(1,), slice_size=(1, 1, logits.shape[2]))

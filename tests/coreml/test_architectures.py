@@ -62,6 +62,16 @@ FAST = {name: (name, extra) for name, extra in LISTED.items()} | {
             "vocab_size_per_layer_input": 80,
         },
     ),
+    "afm7": (  # counts positions by the length of its keys
+        "afm7",
+        {
+            "hidden_dim": 64,
+            "num_layers": 3,
+            "num_kv_reuse_layers": 1,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+        },
+    ),
     "minicpm3": (
         "minicpm3",
         LATENT

@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from macai.coreml.api import ExportFunction
 from macai.coreml.calls import MaskCalls
+from macai.coreml.counted import counted_by_keys
 from macai.coreml.flexible import Size
 from macai.coreml.llm import KeysAndValues, LayerCache, Store, cache_shape, check_lengths
 from macai.coreml.lower import Compress, Settings
@@ -94,7 +95,8 @@ def swift_transformers_functions(
         empty = mx.minimum(place, unwritten.astype(mx.int32))
         store = kept.store(shape, place, (keys, values))
         caches = [_LayerCache(store, n, place, context, empty) for n in range(shape.layers)]
-        return model(ids, cache=caches), *store.arrays
+        with counted_by_keys(place - empty, context=context, rows=ids.shape[1]):
+            return model(ids, cache=caches), *store.arrays
 
     tokens, rows, width = (Size(name=name, most=context) for name in ("tokens", "rows", "width"))
     function = ExportFunction(
