@@ -101,7 +101,8 @@ def read_adapter_file(file: Path) -> AdapterFile:
         reason = f"it has no {e}" if isinstance(e, KeyError) else str(e)
         raise AdapterError(
             f"{file}: no adapter file, or a damaged one: {reason}",
-            hint="macai export adapter writes them; is the copy complete?",
+            hint="macai export adapter writes them; is the copy complete? Of a bundle or a package "
+            "give the folder",
         ) from e
 
 
