@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from macai.coreml.sd.export import Lora
     from macai.coreml.sd.manifest import SdManifest
-    from macai.diffusion.loading import Checkpoint
+    from macai.coreml.sd.sources import Sources
 
 LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", help="A LoRA of any program, fused: FILE, or FILE:SCALE."),
+]
+
+ControlNetOption = Annotated[
+    list[str] | None,
+    typer.Option("--controlnet", help="A ControlNet beside it: PATH, or NAME=PATH."),
 ]
 
 
@@ -25,6 +29,7 @@ def sd(
     ],
     out: Annotated[Path, typer.Option(help="The folder for the bundle.")],
     lora: LoraOption = None,
+    controlnet: ControlNetOption = None,
     name: Annotated[
         str | None, typer.Option(help="What the bundle calls the model; else its own name.")
     ] = None,
@@ -41,6 +46,9 @@ def sd(
             help="original, for a GPU; split_einsum or split_einsum_v2, for the Neural Engine."
         ),
     ] = "original",
+    guidance: Annotated[
+        float | None, typer.Option(help="Of an LCM whose U-Net takes it: it is in the package.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how numbers are kept.")] = "fp16",
     variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16.")] = None,
     timesteps: Annotated[
@@ -66,16 +74,21 @@ def sd(
     with lean_imports():
         from macai.cli.image_wanted import parse_size
         from macai.cli.progress import reporting
-        from macai.coreml.sd.components import Form
         from macai.coreml.sd.export import SdExport, export_sd
+        from macai.coreml.sd.form import Form
     width, height = parse_size(size)
-    form = Form(width=width, height=height, batch=batch, precision=precision, attention=attention)
-    checkpoint = open_model(model, variant)
+    form = Form(
+        width=width,
+        height=height,
+        batch=batch,
+        precision=precision,
+        attention=attention,
+        guidance=guidance,
+    )
     export = SdExport(
-        checkpoint=checkpoint,
+        sources=open_sources(model, variant, lora or [], controlnet or []),
         name=name or Path(model).name,
         variant=variant,
-        loras=fused_loras(lora or [], checkpoint),
         form=form,
         timesteps=timesteps if verify else 0,
     )
@@ -87,25 +100,31 @@ def sd(
         _print(manifest, out, report)
 
 
-def open_model(model: str, variant: str | None) -> "Checkpoint":
-    """Return a checkpoint opened in float32, by a folder, a file or a hub id."""
+def open_sources(
+    model: str, variant: str | None, loras: list[str], controlnets: list[str]
+) -> "Sources":
+    """Open a model in float32, by a folder, a file or a hub id, with LoRAs and ControlNets."""
     from macai.catalog import locate_pipeline
+    from macai.cli.loras import read_loras
+    from macai.coreml.sd.sources import ControlNet, Lora, Sources, swift_name
     from macai.diffusion.loading import open_checkpoint
 
     path = locate_pipeline(model, variant=variant)
-    return open_checkpoint(path, dtype="float32", variant=variant)
-
-
-def fused_loras(specs: list[str], checkpoint: "Checkpoint") -> list["Lora"]:
-    """Read the LoRAs that are to be fused into a checkpoint's model."""
-    from macai.cli.loras import read_loras
-    from macai.coreml.sd.export import Lora
-
-    loras, used = read_loras(specs, checkpoint)
-    return [
-        Lora(content=content, scale=scale, file=file)
-        for (content, scale), file in zip(loras, used, strict=True)
-    ]
+    checkpoint = open_checkpoint(path, dtype="float32", variant=variant)
+    read, used = read_loras(loras, checkpoint)
+    nets = []
+    for spec in controlnets:
+        name, _, place = spec.rpartition("=")
+        opened = open_checkpoint(locate_pipeline(place), dtype="float32")
+        nets.append(ControlNet(name=swift_name(name or Path(place).stem), checkpoint=opened))
+    return Sources(
+        checkpoint=checkpoint,
+        loras=[
+            Lora(content=content, scale=scale, file=file)
+            for (content, scale), file in zip(read, used, strict=True)
+        ],
+        controlnets=nets,
+    )
 
 
 def print_report(report: dict[str, Any]) -> None:

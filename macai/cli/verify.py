@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from macai.cli.export_sd import LoraOption
+from macai.cli.export_sd import ControlNetOption, LoraOption
 from macai.cli.opening import AdapterOption, RuntimeOption
 
 
@@ -17,6 +17,7 @@ def verify(
     ],
     adapter: AdapterOption = None,
     lora: LoraOption = None,
+    controlnet: ControlNetOption = None,
     functions_of: Annotated[
         str | None,
         typer.Option(help="The adapter of the bundle whose functions are compared, by name."),
@@ -32,7 +33,7 @@ def verify(
 
     The exit code is 1 if they do not agree. Where weights were compressed only the perplexity
     counts. A bundle of Stable Diffusion is compared component by component; it wants the LoRAs
-    that were fused.
+    that were fused, and the ControlNets.
 
     Where the package has a slot, the adapter is loaded into it: a folder of macai train, or the
     file of macai export adapter.
@@ -42,7 +43,7 @@ def verify(
     from macai.coreml.sd.manifest import is_sd_bundle
 
     if is_sd_bundle(package):
-        _verify_sd(package, against, lora or [], as_json=as_json)
+        _verify_sd(package, against, lora or [], controlnet or [], as_json=as_json)
         return
     from macai.catalog import locate_model
     from macai.cli.export import print_report, read_text
@@ -78,18 +79,18 @@ def verify(
         raise typer.Exit(1)
 
 
-def _verify_sd(package: Path, against: str, loras: list[str], *, as_json: bool) -> None:
-    from macai.cli.export_sd import fused_loras, open_model, print_report
+def _verify_sd(
+    package: Path, against: str, loras: list[str], controlnets: list[str], *, as_json: bool
+) -> None:
+    from macai.cli.export_sd import open_sources, print_report
     from macai.cli.progress import reporting
-    from macai.coreml.sd.export import verify_sd
     from macai.coreml.sd.manifest import read_sd_manifest
+    from macai.coreml.sd.proof import verify_sd
 
     manifest = read_sd_manifest(package)
-    checkpoint = open_model(against, manifest.source.get("variant"))
+    sources = open_sources(against, manifest.source.get("variant"), loras, controlnets)
     with reporting() as progress:
-        report = verify_sd(
-            manifest, package, checkpoint, fused_loras(loras, checkpoint), progress=progress
-        )
+        report = verify_sd(manifest, package, sources, progress=progress)
     if as_json:
         print(json.dumps(report))
     else:

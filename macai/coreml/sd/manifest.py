@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from macai.coreml.manifest import FILE
+from macai.coreml.sd.form import Form
 from macai.errors import PackageError
 
 KIND = "stable-diffusion"
@@ -50,7 +51,8 @@ class SdManifest:
         prediction_type: "epsilon", "v_prediction" or "sample".
         scheduler: The model's own scheduler_config.json.
         source: "model", "fingerprint" of its weights, "license" and "variant" of
-            its files if there are, "loras" fused into it.
+            its files if there are, "loras" fused into it, "controlnets" beside it.
+        guidance: That is in the U-Net of an LCM; None for all others.
     """
 
     name: str
@@ -68,8 +70,20 @@ class SdManifest:
     macai: str
     compute_units: str
     minimum_os: dict[str, str]
+    guidance: float | None = None
     kind: str = KIND
     contract: int = CONTRACT
+
+    def form(self) -> Form:
+        """Return what was chosen of the packages."""
+        return Form(
+            width=self.width,
+            height=self.height,
+            batch=self.batch,
+            attention=self.attention,
+            precision=self.packages["Unet"].precision,
+            guidance=self.guidance,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -12,15 +12,15 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
-from macai.coreml.sd.components import TEXT_ENCODERS
+from macai.coreml.sd.form import TEXT_ENCODERS
 from macai.coreml.sd.manifest import SdManifest
+from macai.coreml.sd.runner import Runner
 from macai.diffusion.denoise import denoise
 from macai.diffusion.latents import drawing
 from macai.diffusion.random import Noise
 from macai.diffusion.schedulers import make_scheduler
 from macai.diffusion.tokenizer import ClipTokenizer
 from macai.diffusion.tokenizer.vocabulary import END
-from macai.mil import Package, open_package
 
 Progress = Callable[[str, int, int], None]
 Arrays = dict[str, np.ndarray]
@@ -61,14 +61,13 @@ class SdBundle:
     ) -> None:
         self.manifest, self._folder, self._precision = manifest, folder, precision
         self.tokenizer = ClipTokenizer.from_folder(folder / "Resources")
-        self._opened: dict[str, Package] = {}
+        self._opened: dict[str, Runner] = {}
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
         """Run a package."""
         if name not in self._opened:
-            self._opened[name] = open_package(self._folder / self.manifest.packages[name].package)
-        function = self._opened[name].functions["main"]
-        return function.run(inputs, precision=self._precision).outputs
+            self._opened[name] = Runner([self._folder / self.manifest.packages[name].package])
+        return self._opened[name].run(inputs, precision=self._precision).outputs
 
     def told(self, prompts: list[str]) -> Arrays:
         """Return what the U-Net is told of prompts, a row each, but for the time."""
@@ -90,8 +89,21 @@ class SdBundle:
             told |= {"time_ids": np.repeat(row, len(prompts), axis=0), "text_embeds": pooled}
         return told
 
+    def behind(self) -> list[np.ndarray]:
+        """Return what an inpainting U-Net sees behind the latents: all is to be painted anew.
+
+        That is a mask of ones [1, 1, h, w], and the latents of a grey picture [1, 4, h, w].
+        """
+        _, latents, rows, columns = self.manifest.packages["VAEDecoder"].inputs["z"]["shape"]
+        if self.manifest.packages["Unet"].inputs["sample"]["shape"][1] == latents:
+            return []
+        grey = np.zeros(self.manifest.packages["VAEEncoder"].inputs["x"]["shape"], np.float32)
+        means = self.run("VAEEncoder", {"x": grey})["latent"][:, :latents]
+        moved = (means - self.manifest.shift_factor) * self.manifest.scaling_factor
+        return [np.ones((1, 1, rows, columns), np.float32), moved]
+
     def predict(self, sample: np.ndarray, timestep: float, told: Arrays) -> np.ndarray:
-        """Return the U-Net's [rows, 4, h, w] for latents [1, 4, h, w] and each row of `told`."""
+        """Return the U-Net's [rows, 4, h, w] for a sample [1, N, h, w] and each row of `told`."""
         rows = len(told["encoder_hidden_states"])
         given = told | {
             "sample": np.repeat(sample, rows, axis=0),
@@ -124,14 +136,17 @@ def make_picture(
     # The negative prompt first, as Swift has it.
     told = bundle.told([wanted.negative, wanted.prompt] if is_guided else [wanted.prompt])
 
+    behind = bundle.behind()
+
     def predict(sample: mx.array, timestep: float, done: tuple[float, float]) -> mx.array:
-        rows = bundle.predict(np.array(sample).transpose(0, 3, 1, 2), timestep, told)
+        seen = np.concatenate([np.array(sample).transpose(0, 3, 1, 2), *behind], axis=1)
+        rows = bundle.predict(seen, timestep, told)
         output = rows[:1] if not is_guided else rows[:1] + wanted.guidance * (rows[1:] - rows[:1])
         return mx.array(np.ascontiguousarray(output.transpose(0, 2, 3, 1)))
 
     scheduler = make_scheduler(wanted.scheduler, manifest.scheduler)
     scheduler.set_timesteps(wanted.steps)
-    _, channels, rows, columns = manifest.packages["Unet"].inputs["sample"]["shape"]
+    _, channels, rows, columns = manifest.packages["VAEDecoder"].inputs["z"]["shape"]
     noise = drawing([Noise(wanted.rng, wanted.seed)])
     latents = mx.array(noise((1, rows, columns, channels))) * scheduler.init_noise_sigma
     for step in denoise(predict, scheduler, latents, noise=noise):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from macai.coreml.sd.components import Component
+from macai.coreml.sd.component import Component
 from macai.diffusion.tokenizer import ClipTokenizer
 
 PROMPTS = (
@@ -26,6 +26,7 @@ class Samples:
         *,
         size: tuple[int, int],
         scaling_factor: float,
+        channels: int = 4,
         train_timesteps: int = 1000,
         timesteps: int = 5,
     ) -> None:
@@ -35,6 +36,7 @@ class Samples:
             tokenizers: Each text encoder's, by the name of its component.
             size: Width and height in pixels.
             scaling_factor: Of latents: what the U-Net sees has about the variance 1.
+            channels: Of latents.
             train_timesteps: How many there are.
             timesteps: How many of a trajectory's 20 are tried.
         """
@@ -44,25 +46,35 @@ class Samples:
         self.timesteps = [int(k) * (train_timesteps // STEPS) + 1 for k in chosen]
         self._hidden: dict[str, list[np.ndarray]] = {}  # by text encoder, for each prompt
         self._pooled: list[np.ndarray] = []
+        self._channels = channels
+        self._found: list[Arrays] = []  # by the first ControlNet, and what it was given
         self._random = np.random.default_rng(0)
 
     def of(self, component: Component) -> list[Arrays]:
         """Return float32 inputs to try a component with."""
         shapes = {name: f.shape for name, f in component.inputs.items()}
+        if component.part == "controlnet":
+            return [self._noisy(shapes, t) | self._shown(shapes) for t in self.timesteps]
         match component.name:
             case "TextEncoder" | "TextEncoder2":
                 ids = self._tokenizers[component.name].ids(PROMPTS).astype(np.float32)
                 return [{"input_ids": row[None]} for row in ids]
             case "Unet":
                 return [self._noisy(shapes, t) for t in self.timesteps]
+            case "ControlledUnet":
+                return [{name: one[name] for name in shapes} for one in self._found]
             case "VAEDecoder":
                 return [{"z": self._normal(shapes["z"]) / np.float32(self._scale)}]
             case "VAEEncoder":
                 return [{"x": self._picture(shapes["x"])}]
         raise ValueError(f"nothing to try a {component.name} with")
 
-    def heard(self, component: Component, outputs: Sequence[Mapping[str, np.ndarray]]) -> None:
+    def heard(
+        self, component: Component, given: Sequence[Arrays], outputs: Sequence[Arrays]
+    ) -> None:
         """Take note of what the model made of the samples."""
+        if component.part == "controlnet" and not self._found:
+            self._found = [a | b for a, b in zip(given, outputs, strict=True)]
         if component.name in self._tokenizers:
             hidden = next(iter(component.outputs))
             self._hidden[component.name] = [one[hidden] for one in outputs]
@@ -75,7 +87,7 @@ class Samples:
         hidden = [np.concatenate(states[told]) for states in self._hidden.values()]
         states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
         given = {
-            "sample": self._normal(shapes["sample"]),
+            "sample": self._latents(shapes["sample"]),
             "timestep": np.full(shapes["timestep"], t, np.float32),
             "encoder_hidden_states": np.ascontiguousarray(states),
         }
@@ -86,6 +98,18 @@ class Samples:
             given["time_ids"] = np.repeat(row[None], rows, axis=0)
             given["text_embeds"] = np.concatenate(self._pooled[told])
         return given
+
+    def _latents(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Noise; for inpainting a mask behind it, and what the mask leaves."""
+        latents, (more, n) = self._normal(shape), (shape[1], self._channels)
+        if more == 2 * n + 1:
+            latents[:, n] = latents[:, n] > 0
+        return latents
+
+    def _shown(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        rows, *shape = shapes["controlnet_cond"]
+        picture = self._picture((1, *shape)) / 2 + np.float32(0.5)
+        return {"controlnet_cond": np.repeat(picture, rows, axis=0)}
 
     def _normal(self, shape: tuple[int, ...]) -> np.ndarray:
         return self._random.standard_normal(shape, np.float32)

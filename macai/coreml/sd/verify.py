@@ -1,23 +1,19 @@
 """Does a package compute what its module computes? Run by macai's own runtime, and compared."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macai.coreml.sd.components import Component
-from macai.mil import open_package
+from macai.coreml.sd.component import Component
+from macai.coreml.sd.runner import Precision, Runner
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 LEAST_PSNR = {"fp32": 60.0, "fp16": 60.0}
 """By arithmetic. In fp32 only weights are rounded; in fp16 every value is, after each operation."""
 MOST_PSNR = 200.0  # what equal arrays have
-
-# Of decoded weights: the rest are decoded at each use, a tenth of the time of a U-Net's run.
-_WEIGHT_CACHE_BYTES = 1 << 30
 
 Arrays = Mapping[str, np.ndarray]
 Progress = Callable[[str, int, int], None]
@@ -36,25 +32,23 @@ def reference(
 
 
 def compare(
-    package: Path,
+    runner: Runner,
     component: Component,
     samples: Sequence[Arrays],
     references: Sequence[Arrays],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Run a package on samples and return how close it comes to the references.
+    """Run a component on samples and return how close it comes to the references.
 
     Returns:
         "outputs": by name and precision the least "psnr" in dB and "cosine" of all samples;
         "overflows": operations that made infinities in float16; "samples"; "problems" in words.
     """
-    opened = open_package(package, weight_cache_bytes=_WEIGHT_CACHE_BYTES)
-    function = opened.functions["main"]
     outputs: dict[str, dict[str, dict[str, float]]] = {n: {} for n in component.outputs}
     overflows, done, total = 0, 0, len(samples) * len(PRECISIONS)
     for precision in PRECISIONS:
         for sample, wanted in zip(samples, references, strict=True):
-            result = function.run(sample, precision=precision)  # type: ignore[arg-type]
+            result = runner.run(sample, precision=precision)
             overflows += len(result.overflows)
             for name, array in wanted.items():
                 _note(outputs[name], precision, result.outputs[name], array)

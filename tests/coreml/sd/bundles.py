@@ -4,18 +4,27 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
-from macai.coreml.sd.components import Form
-from macai.coreml.sd.export import Lora, SdExport, export_sd
+from macai.coreml.sd.export import SdExport, export_sd
+from macai.coreml.sd.form import Form
+from macai.coreml.sd.sources import ControlNet, Lora, Sources
 from macai.diffusion.image_settings import UsedFile
 from macai.diffusion.loading import Models, open_checkpoint, save_folder
 from macai.diffusion.lora.formats import read_lora
 from macai.diffusion.lora.layers import layers_of
 from macai.diffusion.models import from_config
+from macai.diffusion.models.layout import to_torch
 from macai.diffusion.tokenizer import ClipTokenizer
+from macai.files import write_json
 from macai.mil import open_package
+from macai.models.arrays import named_arrays
 from tests.diffusion.tiny import SCHEDULER, TEXT, UNET, VAE
 
+_SHARED = {
+    "in_channels", "block_out_channels", "layers_per_block", "down_block_types",
+    "cross_attention_dim", "attention_head_dim", "norm_num_groups",
+}  # fmt: skip
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -52,17 +61,38 @@ def xl_dir(folder: Path, *, ids: int = 6, **vae: object) -> Path:
     return folder
 
 
-def export_tiny(model: Path, folder: Path, *, loras=(), timesteps=2, **form):
+def sources(model: Path, **parts) -> Sources:
+    """Return a model with LoRAs and ControlNets."""
+    return Sources(checkpoint=open_checkpoint(model), **parts)
+
+
+def export_tiny(model: Path, folder: Path, *, loras=(), controlnets=(), timesteps=2, **form):
     """Export without a command line; return what export_sd returns."""
     folder.mkdir()
     wanted = SdExport(
-        checkpoint=open_checkpoint(model),
+        sources=sources(model, loras=loras, controlnets=controlnets),
         name="tiny",
-        loras=loras,
         form=Form(**form),
         timesteps=timesteps,
     )
     return export_sd(wanted, folder)
+
+
+def controlnet(folder: Path) -> ControlNet:
+    """Write a ControlNet for the tiny model, one that finds something; return it opened."""
+    config = {k: v for k, v in UNET.items() if k in _SHARED} | {
+        "_class_name": "ControlNetModel",
+        "conditioning_embedding_out_channels": [4, 8],
+    }
+    mx.random.seed(4)
+    model = from_config(config)
+    model.eval()
+    model.update(tree_map(lambda x: x + 0.05 * mx.random.normal(x.shape), model.parameters()))
+    folder.mkdir()
+    write_json(folder / "config.json", config)
+    weights = to_torch(named_arrays(model.parameters()))
+    mx.save_safetensors(str(folder / "diffusion_pytorch_model.safetensors"), weights)
+    return ControlNet(name="Edges", checkpoint=open_checkpoint(folder))
 
 
 def lora_file(path: Path) -> Path:

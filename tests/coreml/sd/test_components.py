@@ -4,7 +4,8 @@ import mlx.core as mx
 import pytest
 from coremltools.proto import Model_pb2
 
-from macai.coreml.sd.components import Form, components, picture_size
+from macai.coreml.sd.components import components
+from macai.coreml.sd.form import Form, picture_size
 from macai.diffusion.loading.known_configs import TEXT_ENCODERS, UNETS, vae
 from macai.errors import ExportError, UsageError
 
@@ -156,15 +157,19 @@ def test_saved_packages_say_what_the_table_says(bundle):
         "latent": [1, 8, 16, 16],
     }
     for name, inputs in wanted.items():
-        file = bundle / f"Resources/{name}.mlpackage/Data/com.apple.CoreML/model.mlmodel"
-        spec = Model_pb2.Model.FromString(file.read_bytes())
+        spec = spec_of(bundle, name)
         assert spec.specificationVersion == 7  # iOS 16
-        assert _features(spec.description.input) == inputs
+        assert features(spec.description.input) == inputs
         outputs = {output: (FULL, shapes[output]) for output in OUTPUTS[name]}
-        assert _features(spec.description.output) == outputs
+        assert features(spec.description.output) == outputs
 
 
-def _features(features):
+def spec_of(bundle, name):
+    file = bundle / f"Resources/{name}.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+    return Model_pb2.Model.FromString(file.read_bytes())
+
+
+def features(features):
     arrays = {f.name: f.type.multiArrayType for f in features}
     return {name: (array.dataType, list(array.shape)) for name, array in arrays.items()}
 

@@ -8,14 +8,14 @@ import pytest
 
 from macai.coreml.manifest import read_manifest
 from macai.coreml.sd import export as export_module
-from macai.coreml.sd.export import verify_sd
 from macai.coreml.sd.manifest import is_sd_bundle, read_sd_manifest
+from macai.coreml.sd.proof import verify_sd
 from macai.coreml.sd.samples import Samples
 from macai.coreml.sd.verify import LEAST_PSNR, cosine, psnr
 from macai.diffusion.loading import open_checkpoint
 from macai.errors import ExportError, PackageError, UsageError
 from macai.mil import open_package
-from tests.coreml.sd.bundles import LAYER, export_tiny, lora_file, read, run, xl_dir
+from tests.coreml.sd.bundles import LAYER, export_tiny, lora_file, read, run, sources, xl_dir
 
 
 def numbers(seed, *shape):
@@ -109,10 +109,10 @@ def test_a_lora_is_in_the_packages_and_they_are_proven_with_it(bundle, model, tm
     plain = run(bundle, "Unet", **unet_inputs())["noise_pred"]
     tuned = run(tmp_path / "b", "Unet", **unet_inputs())["noise_pred"]
     assert psnr(tuned, plain) < 50
-    checkpoint = open_checkpoint(model)
-    assert verify_sd(manifest, tmp_path / "b", checkpoint, [lora], timesteps=1)["passed"]
+    same = sources(model, loras=[lora])
+    assert verify_sd(manifest, tmp_path / "b", same, timesteps=1)["passed"]
     with pytest.raises(UsageError, match="not the LoRAs") as error:
-        verify_sd(manifest, tmp_path / "b", checkpoint, [])
+        verify_sd(manifest, tmp_path / "b", sources(model))
     assert error.value.hint == "it was made with --lora ink.safetensors:0.8"
 
 
@@ -166,7 +166,7 @@ def test_a_package_of_other_weights_is_found_out(model, tmp_path):
     lora = read(model, lora_file(tmp_path / "ink.safetensors"), 0.8)
     manifest, _ = export_tiny(model, tmp_path / "b", loras=[lora], timesteps=0)
     manifest.source["loras"] = []  # as if nothing had been fused
-    report = verify_sd(manifest, tmp_path / "b", open_checkpoint(model), [], timesteps=1)
+    report = verify_sd(manifest, tmp_path / "b", sources(model), timesteps=1)
     assert not report["passed"]
     assert {problem.split(" is ")[0] for problem in report["problems"]} == {"Unet: noise_pred"}
 
@@ -187,9 +187,9 @@ def test_a_bundle_whose_packages_do_not_agree_is_refused(model, tmp_path, monkey
 def test_another_model_is_no_proof(bundle, tmp_path):
     from tests.diffusion.tiny import tiny_pipeline_dir
 
-    other = open_checkpoint(tiny_pipeline_dir(tmp_path / "other", seed=1))
+    other = sources(tiny_pipeline_dir(tmp_path / "other", seed=1))
     with pytest.raises(UsageError, match="other weights than the model"):
-        verify_sd(read_sd_manifest(bundle), bundle, other, [])
+        verify_sd(read_sd_manifest(bundle), bundle, other)
 
 
 def test_commands_for_language_models_say_what_the_bundle_is(bundle):

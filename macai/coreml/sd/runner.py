@@ -1,0 +1,51 @@
+"""Packages run by macai's own runtime, those in two parts as Apple's package runs them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from macai.errors import PackageError
+from macai.mil import Package, open_package
+from macai.mil.function import Result
+
+Precision = Literal["fp32", "fp16"]
+# Of decoded weights: the rest are decoded at each use, a tenth of the time of a U-Net's run.
+_WEIGHT_CACHE_BYTES = 1 << 30
+
+
+class Runner:
+    """One component: a package, or parts of which each is given what those before it returned."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._packages: list[Package] = [
+            open_package(path, weight_cache_bytes=_WEIGHT_CACHE_BYTES) for path in paths
+        ]
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        precision: Precision = "fp32",
+        function: str = "main",
+    ) -> Result:
+        """Run it; outputs are the last part's.
+
+        Raises:
+            PackageError: there is no such function, or it cannot be run on these inputs.
+        """
+        have, outputs, overflows = dict(inputs), {}, []
+        for package in self._packages:
+            if function not in package.functions:
+                raise PackageError(
+                    f"{package.path}: no function {function} in it",
+                    hint=f"it has {', '.join(package.functions)}",
+                )
+            own = package.functions[function]
+            given = {name: have[name] for name in own.inputs if name in have}
+            result = own.run(given, precision=precision)
+            outputs = result.outputs
+            have |= outputs
+            overflows += result.overflows
+        return Result(outputs, overflows)
