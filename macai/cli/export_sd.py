@@ -136,6 +136,12 @@ def print_report(report: dict[str, Any]) -> None:
                 for kind, found in by_kind.items()
             )
             print(f"{package:12} {output:18} {one['samples']:2} samples  {numbers}")
+    for kind in ("fp32", "fp16"):
+        if found := report.get("trajectory", {}).get(kind):
+            least = min(found["cosine"])
+            print(
+                f"trajectory   {kind}  least cosine {least:.7f}  at the end {found['psnr']:.1f} dB"
+            )
     overflows = sum(one["overflows"] for one in report["packages"].values())
     print(f"float16 {overflows} overflows")
     print("verified" if report["passed"] else "FAILED: " + "; ".join(report["problems"]))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,17 @@ def verify(
         Path | None, typer.Option(help="UTF-8 text to compare on; else one that comes with macai.")
     ] = None,
     positions: Annotated[int, typer.Option(min=8, help="Tokens of it to compare.")] = 128,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--trajectory",
+            min=0,
+            help="Of Stable Diffusion: also so many steps from noise, by model and packages.",
+        ),
+    ] = 0,
+    strip: Annotated[
+        Path | None, typer.Option(help="The PNG of the pictures at the end of --trajectory.")
+    ] = None,
     runtime: RuntimeOption = "reference",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
@@ -33,7 +44,8 @@ def verify(
 
     The exit code is 1 if they do not agree. Where weights were compressed only the perplexity
     counts. A bundle of Stable Diffusion is compared component by component; it wants the LoRAs
-    that were fused, and the ControlNets.
+    that were fused, and the ControlNets. --trajectory 20 shows what the errors of all steps add up
+    to.
 
     Where the package has a slot, the adapter is loaded into it: a folder of macai train, or the
     file of macai export adapter.
@@ -43,7 +55,8 @@ def verify(
     from macai.coreml.sd.manifest import is_sd_bundle
 
     if is_sd_bundle(package):
-        _verify_sd(package, against, lora or [], controlnet or [], as_json=as_json)
+        options = {"steps": steps, "strip": strip}
+        _verify_sd(package, against, lora or [], controlnet or [], options, as_json=as_json)
         return
     from macai.catalog import locate_model
     from macai.cli.export import print_report, read_text
@@ -80,7 +93,13 @@ def verify(
 
 
 def _verify_sd(
-    package: Path, against: str, loras: list[str], controlnets: list[str], *, as_json: bool
+    package: Path,
+    against: str,
+    loras: list[str],
+    controlnets: list[str],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
     from macai.cli.export_sd import open_sources, print_report
     from macai.cli.progress import reporting
@@ -90,7 +109,7 @@ def _verify_sd(
     manifest = read_sd_manifest(package)
     sources = open_sources(against, manifest.source.get("variant"), loras, controlnets)
     with reporting() as progress:
-        report = verify_sd(manifest, package, sources, progress=progress)
+        report = verify_sd(manifest, package, sources, progress=progress, **options)
     if as_json:
         print(json.dumps(report))
     else:

@@ -74,6 +74,10 @@ class SdManifest:
     kind: str = KIND
     contract: int = CONTRACT
 
+    def unet_inputs(self) -> dict[str, dict[str, Any]]:
+        """Return {"dtype", "shape"} of the U-Net's inputs, by name."""
+        return self.packages["Unet"].inputs
+
     def form(self) -> Form:
         """Return what was chosen of the packages."""
         return Form(

@@ -14,7 +14,7 @@ import numpy as np
 
 from macai.coreml.sd.form import TEXT_ENCODERS
 from macai.coreml.sd.manifest import SdManifest
-from macai.coreml.sd.runner import Runner
+from macai.coreml.sd.runner import Runner, in_batches
 from macai.diffusion.denoise import denoise
 from macai.diffusion.latents import drawing
 from macai.diffusion.random import Noise
@@ -82,7 +82,7 @@ class SdBundle:
             pooled = np.concatenate([one["pooled_outputs"] for one in said])
         states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
         told = {"encoder_hidden_states": np.ascontiguousarray(states)}
-        if spec := self.manifest.packages["Unet"].inputs.get("time_ids"):
+        if spec := self.manifest.unet_inputs().get("time_ids"):
             width, height = float(self.manifest.width), float(self.manifest.height)
             last = [height, width] if spec["shape"][1] == 6 else [6.0]  # aesthetic score
             row = np.array([[height, width, 0, 0, *last]], np.float32)
@@ -95,7 +95,7 @@ class SdBundle:
         That is a mask of ones [1, 1, h, w], and the latents of a grey picture [1, 4, h, w].
         """
         _, latents, rows, columns = self.manifest.packages["VAEDecoder"].inputs["z"]["shape"]
-        if self.manifest.packages["Unet"].inputs["sample"]["shape"][1] == latents:
+        if self.manifest.unet_inputs()["sample"]["shape"][1] == latents:
             return []
         grey = np.zeros(self.manifest.packages["VAEEncoder"].inputs["x"]["shape"], np.float32)
         means = self.run("VAEEncoder", {"x": grey})["latent"][:, :latents]
@@ -104,19 +104,11 @@ class SdBundle:
 
     def predict(self, sample: np.ndarray, timestep: float, told: Arrays) -> np.ndarray:
         """Return the U-Net's [rows, 4, h, w] for a sample [1, N, h, w] and each row of `told`."""
-        rows = len(told["encoder_hidden_states"])
-        given = told | {
-            "sample": np.repeat(sample, rows, axis=0),
-            "timestep": np.full(rows, timestep, np.float32),
-        }
-        batch = self.manifest.batch
-        parts = []
-        for begin in range(0, rows, batch):
-            part = {name: array[begin : begin + batch] for name, array in given.items()}
-            missing = batch - len(part["sample"])  # one row in a U-Net of two
-            whole = {n: np.concatenate([a, *[a[-1:]] * missing]) for n, a in part.items()}
-            parts.append(self.run("Unet", whole)["noise_pred"][: batch - missing])
-        return np.concatenate(parts)
+
+        def run(inputs: Arrays) -> np.ndarray:
+            return self.run("Unet", inputs)["noise_pred"]
+
+        return in_batches(run, sample, timestep, told, batch=self.manifest.batch)
 
 
 def make_picture(

@@ -1,6 +1,6 @@
 """Packages run by macai's own runtime, those in two parts as Apple's package runs them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from macai.mil import Package, open_package
 from macai.mil.function import Result
 
 Precision = Literal["fp32", "fp16"]
+Arrays = dict[str, np.ndarray]
 # Of decoded weights: the rest are decoded at each use, a tenth of the time of a U-Net's run.
 _WEIGHT_CACHE_BYTES = 1 << 30
 
@@ -49,3 +50,27 @@ class Runner:
             have |= outputs
             overflows += result.overflows
         return Result(outputs, overflows)
+
+
+def in_batches(
+    run: Callable[[Arrays], np.ndarray],
+    sample: np.ndarray,
+    timestep: float,
+    told: Mapping[str, np.ndarray],
+    *,
+    batch: int,
+) -> np.ndarray:
+    """Return a U-Net's outputs [rows, 4, h, w] for a sample [1, N, h, w] and each row of `told`."""
+    rows = len(told["encoder_hidden_states"])
+    given = {
+        **told,
+        "sample": np.repeat(sample, rows, axis=0),
+        "timestep": np.full(rows, timestep, np.float32),
+    }
+    parts = []
+    for begin in range(0, rows, batch):
+        part = {name: array[begin : begin + batch] for name, array in given.items()}
+        missing = batch - len(part["sample"])  # one row in a U-Net of two
+        whole = {n: np.concatenate([a, *[a[-1:]] * missing]) for n, a in part.items()}
+        parts.append(run(whole)[: batch - missing])
+    return np.concatenate(parts)

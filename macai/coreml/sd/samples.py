@@ -54,13 +54,13 @@ class Samples:
         """Return float32 inputs to try a component with."""
         shapes = {name: f.shape for name, f in component.inputs.items()}
         if component.part == "controlnet":
-            return [self._noisy(shapes, t) | self._shown(shapes) for t in self.timesteps]
+            return [self._noisy(component, t) | self._shown(shapes) for t in self.timesteps]
         match component.name:
             case "TextEncoder" | "TextEncoder2":
                 ids = self._tokenizers[component.name].ids(PROMPTS).astype(np.float32)
                 return [{"input_ids": row[None]} for row in ids]
             case "Unet":
-                return [self._noisy(shapes, t) for t in self.timesteps]
+                return [self._noisy(component, t) for t in self.timesteps]
             case "ControlledUnet":
                 return [{name: one[name] for name in shapes} for one in self._found]
             case "VAEDecoder":
@@ -80,24 +80,31 @@ class Samples:
             self._hidden[component.name] = [one[hidden] for one in outputs]
             self._pooled = [one["pooled_outputs"] for one in outputs]
 
-    def _noisy(self, shapes: Mapping[str, tuple[int, ...]], t: int) -> Arrays:
-        rows = shapes["sample"][0]
-        # The negative prompt first, as Swift has it; with one row, the prompt.
+    def told(self, component: Component, *, rows: int = 2) -> Arrays:
+        """Return what a U-Net is told, but for the time: of the negative prompt, then the prompt.
+
+        With one row, of the prompt alone.
+        """
         told = slice(2 - rows, 2)
         hidden = [np.concatenate(states[told]) for states in self._hidden.values()]
         states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
-        given = {
-            "sample": self._latents(shapes["sample"]),
-            "timestep": np.full(shapes["timestep"], t, np.float32),
-            "encoder_hidden_states": np.ascontiguousarray(states),
-        }
-        if "time_ids" in shapes:
+        given = {"encoder_hidden_states": np.ascontiguousarray(states)}
+        if "time_ids" in component.inputs:
             width, height = map(float, self._size)
-            last = [height, width] if shapes["time_ids"][1] == 6 else [6.0]  # aesthetic score
+            count = component.inputs["time_ids"].shape[1]
+            last = [height, width] if count == 6 else [6.0]  # aesthetic score
             row = np.array([height, width, 0, 0, *last], np.float32)
             given["time_ids"] = np.repeat(row[None], rows, axis=0)
             given["text_embeds"] = np.concatenate(self._pooled[told])
         return given
+
+    def _noisy(self, component: Component, t: int) -> Arrays:
+        shape = component.inputs["sample"].shape
+        return {
+            "sample": self._latents(shape),
+            "timestep": np.full(shape[:1], t, np.float32),
+            **self.told(component, rows=shape[0]),
+        }
 
     def _latents(self, shape: tuple[int, ...]) -> np.ndarray:
         """Noise; for inpainting a mask behind it, and what the mask leaves."""

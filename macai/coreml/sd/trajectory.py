@@ -1,0 +1,116 @@
+"""From noise to latents twice, by the model and by its packages: how far are they apart?
+
+Errors of a step are carried on by all that follow, so this sees what comparing calls does not.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from macai.coreml.sd.component import Component
+from macai.coreml.sd.manifest import SdManifest
+from macai.coreml.sd.runner import Runner, in_batches
+from macai.coreml.sd.samples import Arrays
+from macai.coreml.sd.verify import PRECISIONS, cosine, psnr, reference
+from macai.diffusion.denoise import denoise
+from macai.diffusion.latents import drawing
+from macai.diffusion.random import Noise
+from macai.diffusion.schedulers import make_scheduler
+
+STEPS = 20
+GUIDANCE = 7.5
+LEAST_COSINE = 0.999
+"""Of the latents after each step, in both arithmetics."""
+
+Run = Callable[[Arrays], np.ndarray]
+Progress = Callable[[str, int, int], None]
+
+
+class Trajectory:
+    """The model's latents after each step, and the packages' beside them."""
+
+    def __init__(self, manifest: SdManifest, told: Arrays, *, steps: int = STEPS) -> None:
+        """Describe it.
+
+        Args:
+            manifest: The bundle's.
+            told: What the U-Net is told of a negative prompt and a prompt, a row each.
+            steps: Of the package's own scheduler; the model's, where it does not predict noise.
+        """
+        self._manifest, self._told, self._steps = manifest, told, steps
+        self._wanted: list[np.ndarray] = []
+        self.finals: dict[str, np.ndarray] = {}
+        """The last latents [1, 4, h, w] by "model", "fp32", "fp16"."""
+
+    def of_model(self, component: Component, module: nn.Module, progress: Progress) -> None:
+        """Take the noise out with the module itself, of float32."""
+
+        def run(inputs: Arrays) -> np.ndarray:
+            (result,) = reference(component, module, [inputs])
+            return result["noise_pred"]
+
+        self._wanted = list(self._latents(run, "the model's trajectory", progress))
+        self.finals["model"] = self._wanted[-1]
+
+    def of_packages(self, runner: Runner, progress: Progress) -> dict[str, Any]:
+        """Take the noise out with the packages; return how far they go astray.
+
+        Returns:
+            "steps", "guidance"; by precision "cosine" after each step, and "psnr" of the last
+            latents in dB; "problems" in words.
+        """
+        report: dict[str, Any] = {"steps": self._steps, "guidance": self._guidance}
+        problems = []
+        for precision in PRECISIONS:
+
+            def run(inputs: Arrays) -> np.ndarray:
+                return runner.run(inputs, precision=precision).outputs["noise_pred"]  # noqa: B023
+
+            cosines = []
+            for wanted, got in zip(
+                self._wanted, self._latents(run, f"{precision} trajectory", progress), strict=True
+            ):
+                cosines.append(cosine(got, wanted))
+            self.finals[precision] = got
+            report[precision] = {"cosine": cosines, "psnr": psnr(got, self._wanted[-1])}
+            if min(cosines) < LEAST_COSINE:
+                step = cosines.index(min(cosines)) + 1
+                problems.append(
+                    f"after step {step} the latents' cosine with the model's is "
+                    f"{min(cosines):.5f} in {precision}, and {LEAST_COSINE} is the least"
+                )
+        return report | {"problems": problems}
+
+    @property
+    def _guidance(self) -> float:
+        """An LCM has its own in it."""
+        return GUIDANCE if self._manifest.guidance is None else 1.0
+
+    def _latents(self, run: Run, what: str, progress: Progress) -> Iterator[np.ndarray]:
+        manifest = self._manifest
+        _, latents, h, w = manifest.packages["VAEDecoder"].inputs["z"]["shape"]
+        behind = self._behind(latents, h, w)
+
+        def predict(sample: mx.array, timestep: float, done: tuple[float, float]) -> mx.array:
+            seen = np.concatenate([np.array(sample).transpose(0, 3, 1, 2), *behind], axis=1)
+            rows = in_batches(run, seen, timestep, self._told, batch=manifest.batch)
+            output = rows[:1] + self._guidance * (rows[1:] - rows[:1])
+            return mx.array(np.ascontiguousarray(output.transpose(0, 2, 3, 1)))
+
+        own = manifest.prediction_type != "epsilon"
+        scheduler = make_scheduler("ddim" if own else "swift", manifest.scheduler)
+        scheduler.set_timesteps(self._steps)
+        noise = drawing([Noise("numpy", 0)])
+        start = mx.array(noise((1, h, w, latents))) * scheduler.init_noise_sigma
+        for step in denoise(predict, scheduler, start, noise=noise):
+            progress(what, step.done, step.total)
+            yield np.array(step.latents).transpose(0, 3, 1, 2)
+
+    def _behind(self, latents: int, h: int, w: int) -> list[np.ndarray]:
+        """What an inpainting U-Net sees behind the latents: a mask of ones, and zeros."""
+        if self._manifest.unet_inputs()["sample"]["shape"][1] == latents:
+            return []
+        return [np.ones((1, 1, h, w), np.float32), np.zeros((1, latents, h, w), np.float32)]
