@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from macai.errors import UsageError
+
 if TYPE_CHECKING:
     from macai.coreml.sd.manifest import SdManifest
-    from macai.coreml.sd.sources import Sources
+    from macai.coreml.sd.sources import Lora, Sources
+    from macai.diffusion.loading import Checkpoint
 
 LoraOption = Annotated[
     list[str] | None,
@@ -19,6 +22,10 @@ LoraOption = Annotated[
 ControlNetOption = Annotated[
     list[str] | None,
     typer.Option("--controlnet", help="A ControlNet beside it: PATH, or NAME=PATH."),
+]
+FunctionOption = Annotated[
+    list[str] | None,
+    typer.Option("--function", help="A LoRA as a function: NAME=FILE or NAME=FILE:SCALE."),
 ]
 
 
@@ -30,11 +37,13 @@ def sd(
     out: Annotated[Path, typer.Option(help="The folder for the bundle.")],
     lora: LoraOption = None,
     controlnet: ControlNetOption = None,
+    function: FunctionOption = None,
     name: Annotated[
         str | None, typer.Option(help="What the bundle calls the model; else its own name.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; else the model's own.")
+        list[str] | None,
+        typer.Option(help="WIDTHxHEIGHT in pixels, else the model's own; more are functions."),
     ] = None,
     batch: Annotated[
         int,
@@ -76,7 +85,8 @@ def sd(
         from macai.cli.progress import reporting
         from macai.coreml.sd.export import SdExport, export_sd
         from macai.coreml.sd.form import Form
-    width, height = parse_size(size)
+    sizes = [parse_size(one) for one in size or []]
+    width, height = sizes[0] if sizes else (None, None)
     form = Form(
         width=width,
         height=height,
@@ -86,10 +96,11 @@ def sd(
         guidance=guidance,
     )
     export = SdExport(
-        sources=open_sources(model, variant, lora or [], controlnet or []),
+        sources=open_sources(model, variant, lora, controlnet, function),
         name=name or Path(model).name,
         variant=variant,
         form=form,
+        sizes=[(w, h) for w, h in sizes[1:] if w and h],
         timesteps=timesteps if verify else 0,
     )
     with atomic_directory(out, force=force) as folder, reporting() as progress:
@@ -101,30 +112,45 @@ def sd(
 
 
 def open_sources(
-    model: str, variant: str | None, loras: list[str], controlnets: list[str]
+    model: str,
+    variant: str | None,
+    loras: list[str] | None,
+    controlnets: list[str] | None,
+    functions: list[str] | None,
 ) -> "Sources":
     """Open a model in float32, by a folder, a file or a hub id, with LoRAs and ControlNets."""
     from macai.catalog import locate_pipeline
-    from macai.cli.loras import read_loras
-    from macai.coreml.sd.sources import ControlNet, Lora, Sources, swift_name
+    from macai.coreml.sd.sources import ControlNet, Sources, swift_name
     from macai.diffusion.loading import open_checkpoint
 
     path = locate_pipeline(model, variant=variant)
     checkpoint = open_checkpoint(path, dtype="float32", variant=variant)
-    read, used = read_loras(loras, checkpoint)
     nets = []
-    for spec in controlnets:
+    for spec in controlnets or []:
         name, _, place = spec.rpartition("=")
         opened = open_checkpoint(locate_pipeline(place), dtype="float32")
         nets.append(ControlNet(name=swift_name(name or Path(place).stem), checkpoint=opened))
+    named = [spec.partition("=") for spec in functions or []]
+    if unnamed := [name for name, found, _ in named if not found]:
+        raise UsageError(f"--function {unnamed[0]} has no name", hint="NAME=FILE or NAME=FILE:1")
+    adapters = _loras([file for _, _, file in named], checkpoint)
     return Sources(
         checkpoint=checkpoint,
-        loras=[
-            Lora(content=content, scale=scale, file=file)
-            for (content, scale), file in zip(read, used, strict=True)
-        ],
+        loras=_loras(loras or [], checkpoint),
         controlnets=nets,
+        adapters=dict(zip([name for name, _, _ in named], adapters, strict=True)),
     )
+
+
+def _loras(specs: list[str], checkpoint: "Checkpoint") -> list["Lora"]:
+    from macai.cli.loras import read_loras
+    from macai.coreml.sd.sources import Lora
+
+    read, used = read_loras(specs, checkpoint)
+    return [
+        Lora(content=content, scale=scale, file=file)
+        for (content, scale), file in zip(read, used, strict=True)
+    ]
 
 
 def print_report(report: dict[str, Any]) -> None:

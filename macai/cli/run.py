@@ -34,7 +34,7 @@ def run(
         str | None,
         typer.Option(
             help="The adapter of the bundle that replies, by name; for a slot, the file of macai "
-            "export adapter or the folder of macai train."
+            "export adapter or the folder of macai train; of Stable Diffusion, the function."
         ),
     ] = None,
     runtime: RuntimeOption = "reference",
@@ -68,6 +68,8 @@ def run(
         from macai.cli.run_sd import run_sd
 
         options = {"negative": negative, "steps": steps, "guidance": guidance, "seed": seed or 0}
+        if adapter is not None:
+            options["function"] = adapter
         run_sd(package, read_prompt(prompt), out, options, as_json=as_json)
         return
     import mlx.core as mx

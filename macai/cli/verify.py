@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from macai.cli.export_sd import ControlNetOption, LoraOption
+from macai.cli.export_sd import ControlNetOption, FunctionOption, LoraOption
 from macai.cli.opening import AdapterOption, RuntimeOption
 
 
@@ -18,6 +18,7 @@ def verify(
     adapter: AdapterOption = None,
     lora: LoraOption = None,
     controlnet: ControlNetOption = None,
+    function: FunctionOption = None,
     functions_of: Annotated[
         str | None,
         typer.Option(help="The adapter of the bundle whose functions are compared, by name."),
@@ -43,9 +44,11 @@ def verify(
     """Run an exported package, and compare it with its model in MLX.
 
     The exit code is 1 if they do not agree. Where weights were compressed only the perplexity
-    counts. A bundle of Stable Diffusion is compared component by component; it wants the LoRAs
-    that were fused, and the ControlNets. --trajectory 20 shows what the errors of all steps add up
-    to.
+    counts.
+
+    A bundle of Stable Diffusion is compared component by component; it wants the LoRAs that were
+    fused, the ControlNets, and the LoRAs of its functions. --trajectory 20 shows what the errors of
+    all steps add up to.
 
     Where the package has a slot, the adapter is loaded into it: a folder of macai train, or the
     file of macai export adapter.
@@ -56,7 +59,7 @@ def verify(
 
     if is_sd_bundle(package):
         options = {"steps": steps, "strip": strip}
-        _verify_sd(package, against, lora or [], controlnet or [], options, as_json=as_json)
+        _verify_sd(package, against, (lora, controlnet, function), options, as_json=as_json)
         return
     from macai.catalog import locate_model
     from macai.cli.export import print_report, read_text
@@ -95,8 +98,7 @@ def verify(
 def _verify_sd(
     package: Path,
     against: str,
-    loras: list[str],
-    controlnets: list[str],
+    parts: tuple[list[str] | None, list[str] | None, list[str] | None],
     options: dict[str, Any],
     *,
     as_json: bool,
@@ -107,7 +109,7 @@ def _verify_sd(
     from macai.coreml.sd.proof import verify_sd
 
     manifest = read_sd_manifest(package)
-    sources = open_sources(against, manifest.source.get("variant"), loras, controlnets)
+    sources = open_sources(against, manifest.source.get("variant"), *parts)
     with reporting() as progress:
         report = verify_sd(manifest, package, sources, progress=progress, **options)
     if as_json:

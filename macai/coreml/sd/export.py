@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from macai.coreml.cast import cast_weights
 from macai.coreml.licence import licence_files, licence_name
 from macai.coreml.manifest import FILE
 from macai.coreml.package import package_bytes, package_hash
+from macai.coreml.sd import variants
 from macai.coreml.sd.card import card
 from macai.coreml.sd.component import Component
 from macai.coreml.sd.components import MINIMUM_OS, MINIMUM_OS_XL, TARGET
@@ -28,11 +28,9 @@ from macai.coreml.sd.form import (
     time_ids,
 )
 from macai.coreml.sd.manifest import PackageInfo, SdManifest
-from macai.coreml.sd.proof import Tried, let_go, make_samples, module_of, summary, try_module
+from macai.coreml.sd.proof import Trial, let_go, summary
 from macai.coreml.sd.runner import Runner
-from macai.coreml.sd.samples import Samples
 from macai.coreml.sd.sources import Sources
-from macai.coreml.sd.verify import compare
 from macai.diffusion.fingerprint import fingerprint
 from macai.diffusion.loading import Checkpoint
 from macai.diffusion.models.autoencoder_kl import AutoencoderKLConfig
@@ -57,6 +55,7 @@ class SdExport:
         name: What the manifest calls it.
         variant: Which files of the checkpoint's folder it was opened with.
         form: What of the packages can be chosen.
+        sizes: Width and height of other pictures: a function of each package.
         timesteps: How many the U-Net is compared at; 0 compares nothing.
     """
 
@@ -64,6 +63,7 @@ class SdExport:
     name: str
     variant: str | None = None
     form: Form = field(default_factory=Form)
+    sizes: Sequence[tuple[int, int]] = ()
     timesteps: int = 5
 
 
@@ -78,24 +78,21 @@ def export_sd(
         ExportError: a package does not agree with its module, or the model has no such form.
         UsageError: a size the model has not.
     """
-    wanted = export.sources.components(export.form)
+    trial = Trial(export.sources, export.form, export.sizes, export.timesteps)
     resources = folder / RESOURCES
     resources.mkdir()
-    samples = make_samples(export.sources, export.form, export.timesteps)
     reports: dict[str, Report] = {}
     packages: dict[str, PackageInfo] = {}
-    for _, group in groupby(wanted, module_of):
-        made = list(group)
-        progress("building packages", len(packages), len(wanted))
-        tried = _write_packages(export, made, resources, samples)
+    groups = list(trial.groups())
+    for number, made in enumerate(groups):
+        progress("building packages", number, len(groups))
+        _write_packages(export, made, resources, trial)
         let_go()
         for component in made:
             path = _path(resources, component)
             packages[component.name] = _info(component, path, folder)
-            if tried:
-                pairs = tried.pop(component.name)
-                reports[component.name] = compare(Runner([path]), component, *pairs, progress)
-    progress("building packages", len(wanted), len(wanted))
+            reports |= trial.compare(component, Runner([path]), progress)
+    progress("building packages", len(groups), len(groups))
     manifest = _manifest(export, packages)
     _write_rest(export, manifest, folder)
     if not reports:
@@ -111,23 +108,25 @@ def export_sd(
 
 
 def _write_packages(
-    export: SdExport, made: Sequence[Component], folder: Path, samples: Samples
-) -> dict[str, Tried]:
+    export: SdExport, made: Sequence[Component], folder: Path, trial: Trial
+) -> None:
     """Write the packages of one module, which is let go: comparing needs the memory."""
     module = export.sources.load(made[0])
-    tried = try_module(module, made, samples) if export.timesteps else {}
+    if export.timesteps:
+        trial.try_module(made, module)
     cast_weights(module, DTYPES[made[0].precision])
     mx.clear_cache()
     for component in made:
-        _write_package(export, component, module, _path(folder, component))
-    return tried
+        _write_package(export, component, module, _path(folder, component), trial)
 
 
 def _path(resources: Path, component: Component) -> Path:
     return resources / f"{component.name}.mlpackage"
 
 
-def _write_package(export: SdExport, component: Component, module: nn.Module, path: Path) -> None:
+def _write_package(
+    export: SdExport, component: Component, module: nn.Module, path: Path, trial: Trial
+) -> None:
     source = _source(export)
     config = UNet2DConditionConfig.from_dict(export.sources.checkpoint.configs["unet"])
     metadata = component.metadata(
@@ -144,9 +143,13 @@ def _write_package(export: SdExport, component: Component, module: nn.Module, pa
             "prediction_type": _prediction_type(export.sources.checkpoint),
         },
     )
-    functions = {"main": component.function(module)}
+    functions = {
+        variant.function: variant.export(export.sources, own, module)
+        for variant, own in trial.functions(component.name)
+    }
+    target = TARGET if len(functions) == 1 else variants.TARGET
     path.parent.mkdir(exist_ok=True)
-    export_functions(functions, path, target=TARGET, metadata=metadata)
+    export_functions(functions, path, target=target, metadata=metadata)
 
 
 def _info(component: Component, path: Path, folder: Path) -> PackageInfo:
@@ -169,6 +172,8 @@ def _manifest(export: SdExport, packages: dict[str, PackageInfo]) -> SdManifest:
     checkpoint = export.sources.checkpoint
     vae = AutoencoderKLConfig.from_dict(checkpoint.configs["vae"])
     width, height = picture_size(checkpoint.configs, export.form)
+    functions = _functions(export)
+    oldest = MINIMUM_OS if time_ids(checkpoint.configs) is None else MINIMUM_OS_XL
     return SdManifest(
         name=export.name,
         family=checkpoint.kind,
@@ -185,8 +190,18 @@ def _manifest(export: SdExport, packages: dict[str, PackageInfo]) -> SdManifest:
         macai=__version__,
         guidance=export.form.guidance,
         compute_units=COMPUTE_UNITS[export.form.attention],
-        minimum_os=dict(MINIMUM_OS if time_ids(checkpoint.configs) is None else MINIMUM_OS_XL),
+        minimum_os=dict(variants.MINIMUM_OS if functions else oldest),
+        functions=functions,
     )
+
+
+def _functions(export: SdExport) -> dict[str, dict[str, Any]]:
+    made = {}
+    for one in variants.variants(export.form, export.sizes, export.sources.adapters)[1:]:
+        width, height = picture_size(export.sources.checkpoint.configs, one.form)
+        lora = None if one.lora is None else one.lora.described()
+        made[one.function] = {"width": width, "height": height, "lora": lora}
+    return made
 
 
 def _source(export: SdExport) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class SdManifest:
         source: "model", "fingerprint" of its weights, "license" and "variant" of
             its files if there are, "loras" fused into it, "controlnets" beside it.
         guidance: That is in the U-Net of an LCM; None for all others.
+        functions: Of each package besides main: "width", "height" and "lora", None or what
+            "loras" of `source` say of one; by name.
     """
 
     name: str
@@ -71,6 +73,7 @@ class SdManifest:
     compute_units: str
     minimum_os: dict[str, str]
     guidance: float | None = None
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
     kind: str = KIND
     contract: int = CONTRACT
 
@@ -88,6 +91,11 @@ class SdManifest:
             precision=self.packages["Unet"].precision,
             guidance=self.guidance,
         )
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return width and height of the functions for other sizes."""
+        own = (one for one in self.functions.values() if one["lora"] is None)
+        return [(one["width"], one["height"]) for one in own]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

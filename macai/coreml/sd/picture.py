@@ -41,6 +41,7 @@ class Wanted:
         scheduler: "swift" for the package's own, or another in schedulers.SCHEDULERS.
         rng: "numpy", as the package draws, or another of random.Noise.
         precision: "fp16" rounds every value of a float16 program, "fp32" only its weights.
+        function: Of the packages: "main", or one in SdManifest.functions.
     """
 
     prompt: str
@@ -51,15 +52,24 @@ class Wanted:
     scheduler: str = "swift"
     rng: str = "numpy"
     precision: Literal["fp16", "fp32"] = "fp16"
+    function: str = "main"
 
 
 class SdBundle:
     """The packages of a bundle, run by macai's own runtime."""
 
     def __init__(
-        self, folder: Path, manifest: SdManifest, precision: Literal["fp16", "fp32"]
+        self,
+        folder: Path,
+        manifest: SdManifest,
+        precision: Literal["fp16", "fp32"],
+        function: str = "main",
     ) -> None:
         self.manifest, self._folder, self._precision = manifest, folder, precision
+        self._function = function
+        own = manifest.functions.get(function)
+        size = (manifest.width, manifest.height) if own is None else (own["width"], own["height"])
+        self.width, self.height = size
         self.tokenizer = ClipTokenizer.from_folder(folder / "Resources")
         self._opened: dict[str, Runner] = {}
 
@@ -67,7 +77,14 @@ class SdBundle:
         """Run a package."""
         if name not in self._opened:
             self._opened[name] = Runner([self._folder / self.manifest.packages[name].package])
-        return self._opened[name].run(inputs, precision=self._precision).outputs
+        opened = self._opened[name]
+        return opened.run(inputs, precision=self._precision, function=self._function).outputs
+
+    def latents(self) -> tuple[int, int, int]:
+        """Return channels, height and width of the latents."""
+        _, channels, rows, _ = self.manifest.packages["VAEDecoder"].inputs["z"]["shape"]
+        factor = self.manifest.height // rows
+        return channels, self.height // factor, self.width // factor
 
     def told(self, prompts: list[str]) -> Arrays:
         """Return what the U-Net is told of prompts, a row each, but for the time."""
@@ -83,7 +100,7 @@ class SdBundle:
         states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
         told = {"encoder_hidden_states": np.ascontiguousarray(states)}
         if spec := self.manifest.unet_inputs().get("time_ids"):
-            width, height = float(self.manifest.width), float(self.manifest.height)
+            width, height = float(self.width), float(self.height)
             last = [height, width] if spec["shape"][1] == 6 else [6.0]  # aesthetic score
             row = np.array([[height, width, 0, 0, *last]], np.float32)
             told |= {"time_ids": np.repeat(row, len(prompts), axis=0), "text_embeds": pooled}
@@ -94,10 +111,10 @@ class SdBundle:
 
         That is a mask of ones [1, 1, h, w], and the latents of a grey picture [1, 4, h, w].
         """
-        _, latents, rows, columns = self.manifest.packages["VAEDecoder"].inputs["z"]["shape"]
+        latents, rows, columns = self.latents()
         if self.manifest.unet_inputs()["sample"]["shape"][1] == latents:
             return []
-        grey = np.zeros(self.manifest.packages["VAEEncoder"].inputs["x"]["shape"], np.float32)
+        grey = np.zeros((1, 3, self.height, self.width), np.float32)
         means = self.run("VAEEncoder", {"x": grey})["latent"][:, :latents]
         moved = (means - self.manifest.shift_factor) * self.manifest.scaling_factor
         return [np.ones((1, 1, rows, columns), np.float32), moved]
@@ -123,7 +140,7 @@ def make_picture(
         ModelError: the scheduler is not for this model.
         PackageError: a package that cannot be run.
     """
-    bundle = SdBundle(folder, manifest, wanted.precision)
+    bundle = SdBundle(folder, manifest, wanted.precision, wanted.function)
     is_guided = wanted.guidance >= 1
     # The negative prompt first, as Swift has it.
     told = bundle.told([wanted.negative, wanted.prompt] if is_guided else [wanted.prompt])
@@ -138,7 +155,7 @@ def make_picture(
 
     scheduler = make_scheduler(wanted.scheduler, manifest.scheduler)
     scheduler.set_timesteps(wanted.steps)
-    _, channels, rows, columns = manifest.packages["VAEDecoder"].inputs["z"]["shape"]
+    channels, rows, columns = bundle.latents()
     noise = drawing([Noise(wanted.rng, wanted.seed)])
     latents = mx.array(noise((1, rows, columns, channels))) * scheduler.init_noise_sigma
     for step in denoise(predict, scheduler, latents, noise=noise):

@@ -1,7 +1,7 @@
 """Do a bundle's packages compute what its model does? Each part is loaded once, and let go."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,12 +12,13 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.sd.component import Component
-from macai.coreml.sd.form import TEXT_ENCODERS, Form, picture_size, text_names
+from macai.coreml.sd.form import TEXT_ENCODERS, Form, text_names
 from macai.coreml.sd.manifest import SdManifest
 from macai.coreml.sd.runner import Runner
 from macai.coreml.sd.samples import Samples
 from macai.coreml.sd.sources import Sources
 from macai.coreml.sd.trajectory import Trajectory
+from macai.coreml.sd.variants import MAIN, Variant, variants
 from macai.coreml.sd.verify import compare, reference
 from macai.diffusion.fingerprint import fingerprint
 from macai.diffusion.images import to_bytes, write_picture
@@ -56,17 +57,15 @@ def verify_sd(
         UsageError: the model, the LoRAs or the ControlNets are not those it was made of.
     """
     _check_same(manifest, sources)
-    form = manifest.form()
-    samples = make_samples(sources, form, timesteps)
-    reports = {}
+    trial = Trial(sources, manifest.form(), manifest.sizes(), timesteps)
+    reports: dict[str, Report] = {}
     course: Trajectory | None = None
     astray: Report = {}
-    for _, group in groupby(sources.components(form), module_of):
-        made = list(group)
+    for made in trial.groups():
         module = sources.load(made[0])
-        tried = try_module(module, made, samples)
+        trial.try_module(made, module)
         if steps and made[0].name == "Unet":
-            course = Trajectory(manifest, samples.told(made[0]), steps=steps)
+            course = Trajectory(manifest, trial.samples.told(made[0]), steps=steps)
             course.of_model(made[0], module, progress)
         if strip and course is not None and made[0].name == "VAEDecoder":
             decode = partial(_decoded, made[0], module, scale=manifest)
@@ -75,11 +74,71 @@ def verify_sd(
         let_go()
         for component in made:
             runner = Runner([folder / manifest.packages[component.name].package])
-            pairs = tried.pop(component.name)
-            reports[component.name] = compare(runner, component, *pairs, progress)
+            reports |= trial.compare(component, runner, progress)
             if course is not None and component.name == "Unet":
                 astray = course.of_packages(runner, progress)
     return summary(reports, astray)
+
+
+class Trial:
+    """What each function of each package is tried with, and what the model makes of it."""
+
+    def __init__(
+        self, sources: Sources, form: Form, sizes: Sequence[tuple[int, int]], timesteps: int
+    ) -> None:
+        self._sources = sources
+        self.variants = variants(form, sizes, sources.adapters)
+        self._components = [
+            {one.name: one for one in sources.components(variant.form)} for variant in self.variants
+        ]
+        self._samples = [_samples(sources, timesteps) for _ in self.variants]
+        self._tried: dict[tuple[str, str], Tried] = {}
+
+    @property
+    def samples(self) -> Samples:
+        """Main's."""
+        return self._samples[0]
+
+    def groups(self) -> Iterator[list[Component]]:
+        """Yield main's components, those of one module together."""
+        for _, group in groupby(self._components[0].values(), _module_of):
+            yield list(group)
+
+    def functions(self, name: str) -> Iterator[tuple[Variant, Component]]:
+        """Yield the functions of a package: which it is, and the component as it has it."""
+        for variant, components in zip(self.variants, self._components, strict=True):
+            yield variant, components[name]
+
+    def try_module(self, made: Sequence[Component], module: nn.Module) -> None:
+        """Run a module, of float32, on the samples of components that are made of it."""
+        for variant, components, samples in zip(
+            self.variants, self._components, self._samples, strict=True
+        ):
+            own = variant.module(self._sources, made[0], module)
+            for main in made:
+                component = components[main.name]
+                if component.part in ("unet", "vae") and not self._is_new(variant, component):
+                    continue
+                given = samples.of(component)
+                results = reference(component, own, given)
+                samples.heard(component, given, results)
+                if self._is_new(variant, component):
+                    self._tried[component.name, variant.function] = (given, results)
+
+    def compare(self, main: Component, runner: Runner, progress: Progress) -> dict[str, Report]:
+        """Compare a package's functions, but those that are as main's; return the reports."""
+        reports = {}
+        for variant, component in self.functions(main.name):
+            if (key := (main.name, variant.function)) in self._tried:
+                name = main.name if variant.function == MAIN else ":".join(key)
+                pairs = self._tried.pop(key)
+                function = variant.function
+                reports[name] = compare(runner, component, *pairs, progress, function=function)
+        return reports
+
+    def _is_new(self, variant: Variant, component: Component) -> bool:
+        main = self._components[0][component.name]
+        return variant.function == MAIN or variant.changes(component, main)
 
 
 def let_go() -> None:
@@ -89,25 +148,13 @@ def let_go() -> None:
     give_back_freed_memory()
 
 
-def module_of(component: Component) -> tuple[str, str, str]:
+def _module_of(component: Component) -> tuple[str, str, str]:
     """Return what components that are made of one module, with the same weights, have in common."""
     own = component.name if component.part == "controlnet" else ""
     return component.part, component.precision, own
 
 
-def try_module(module: nn.Module, made: Sequence[Component], samples: Samples) -> dict[str, Tried]:
-    """Return what each component is tried with, and what the module makes of it."""
-    tried = {}
-    for component in made:
-        given = samples.of(component)
-        results = reference(component, module, given)
-        samples.heard(component, given, results)
-        tried[component.name] = (given, results)
-    return tried
-
-
-def make_samples(sources: Sources, form: Form, timesteps: int) -> Samples:
-    """Return what the packages of a model are tried with."""
+def _samples(sources: Sources, timesteps: int) -> Samples:
     checkpoint = sources.checkpoint
     vae = AutoencoderKLConfig.from_dict(checkpoint.configs["vae"])
     return Samples(
@@ -115,7 +162,7 @@ def make_samples(sources: Sources, form: Form, timesteps: int) -> Samples:
             TEXT_ENCODERS[part]: checkpoint.tokenizer(part)
             for part in text_names(checkpoint.configs)
         },
-        size=picture_size(checkpoint.configs, form),
+        factor=vae.spatial_scale_factor,
         scaling_factor=vae.scaling_factor,
         channels=vae.latent_channels,
         train_timesteps=int(checkpoint.scheduler_config.get("num_train_timesteps", 1000)),
@@ -168,6 +215,15 @@ def _check_same(manifest: SdManifest, sources: Sources) -> None:
         names = " ".join(f"--lora {one['name']}:{one['scale']:g}" for one in wanted)
         raise UsageError(
             "these are not the LoRAs that are in this bundle",
+            hint=f"it was made with {names}" if names else "it was made with none",
+        )
+    functions = {name: one["lora"] for name, one in manifest.functions.items() if one["lora"]}
+    if functions != {name: lora.described() for name, lora in sources.adapters.items()}:
+        names = " ".join(
+            f"--function {name}={one['name']}:{one['scale']:g}" for name, one in functions.items()
+        )
+        raise UsageError(
+            "these are not the LoRAs that this bundle has functions of",
             hint=f"it was made with {names}" if names else "it was made with none",
         )
     nets = manifest.source.get("controlnets", [])

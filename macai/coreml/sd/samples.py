@@ -24,7 +24,7 @@ class Samples:
         self,
         tokenizers: Mapping[str, ClipTokenizer],
         *,
-        size: tuple[int, int],
+        factor: int,
         scaling_factor: float,
         channels: int = 4,
         train_timesteps: int = 1000,
@@ -34,13 +34,13 @@ class Samples:
 
         Args:
             tokenizers: Each text encoder's, by the name of its component.
-            size: Width and height in pixels.
+            factor: Pixels a latent is wide.
             scaling_factor: Of latents: what the U-Net sees has about the variance 1.
             channels: Of latents.
             train_timesteps: How many there are.
             timesteps: How many of a trajectory's 20 are tried.
         """
-        self._tokenizers, self._size, self._scale = tokenizers, size, scaling_factor
+        self._tokenizers, self._factor, self._scale = tokenizers, factor, scaling_factor
         chosen = np.linspace(STEPS - 1, 0, min(timesteps, STEPS)).round().astype(int)
         # The spacing that diffusers calls leading, with an offset of 1, as Stable Diffusion has it.
         self.timesteps = [int(k) * (train_timesteps // STEPS) + 1 for k in chosen]
@@ -90,7 +90,8 @@ class Samples:
         states = np.concatenate(hidden, axis=-1).swapaxes(1, 2)[:, :, None]
         given = {"encoder_hidden_states": np.ascontiguousarray(states)}
         if "time_ids" in component.inputs:
-            width, height = map(float, self._size)
+            *_, h, w = component.inputs["sample"].shape
+            height, width = float(h * self._factor), float(w * self._factor)
             count = component.inputs["time_ids"].shape[1]
             last = [height, width] if count == 6 else [6.0]  # aesthetic score
             row = np.array([height, width, 0, 0, *last], np.float32)

@@ -1,7 +1,7 @@
 """What a bundle is made of: a checkpoint, LoRAs fused into it, ControlNets beside it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.nn as nn
@@ -50,11 +50,13 @@ class Sources:
         checkpoint: The model, opened in float32.
         loras: Fused in this order.
         controlnets: In the order in which an app names them.
+        adapters: LoRAs that are not fused but functions of the packages, by their names.
     """
 
     checkpoint: Checkpoint
     loras: Sequence[Lora] = ()
     controlnets: Sequence[ControlNet] = ()
+    adapters: Mapping[str, Lora] = field(default_factory=dict)
 
     def components(self, form: Form) -> list[Component]:
         """Return the packages; see components.components."""

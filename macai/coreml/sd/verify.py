@@ -37,6 +37,8 @@ def compare(
     samples: Sequence[Arrays],
     references: Sequence[Arrays],
     progress: Progress,
+    *,
+    function: str = "main",
 ) -> dict[str, Any]:
     """Run a component on samples and return how close it comes to the references.
 
@@ -48,7 +50,7 @@ def compare(
     overflows, done, total = 0, 0, len(samples) * len(PRECISIONS)
     for precision in PRECISIONS:
         for sample, wanted in zip(samples, references, strict=True):
-            result = runner.run(sample, precision=precision)
+            result = runner.run(sample, precision=precision, function=function)
             overflows += len(result.overflows)
             for name, array in wanted.items():
                 _note(outputs[name], precision, result.outputs[name], array)

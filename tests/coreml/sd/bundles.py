@@ -66,13 +66,24 @@ def sources(model: Path, **parts) -> Sources:
     return Sources(checkpoint=open_checkpoint(model), **parts)
 
 
-def export_tiny(model: Path, folder: Path, *, loras=(), controlnets=(), timesteps=2, **form):
+def export_tiny(
+    model: Path,
+    folder: Path,
+    *,
+    loras=(),
+    controlnets=(),
+    adapters=None,
+    sizes=(),
+    timesteps=2,
+    **form,
+):
     """Export without a command line; return what export_sd returns."""
     folder.mkdir()
     wanted = SdExport(
-        sources=sources(model, loras=loras, controlnets=controlnets),
+        sources=sources(model, loras=loras, controlnets=controlnets, adapters=adapters or {}),
         name="tiny",
         form=Form(**form),
+        sizes=sizes,
         timesteps=timesteps,
     )
     return export_sd(wanted, folder)
@@ -113,7 +124,7 @@ def read(model: Path, path: Path, scale: float) -> Lora:
     return Lora(content=content, scale=scale, file=UsedFile.of(path, scale=scale))
 
 
-def run(folder: Path, name: str, precision="fp32", **inputs):
+def run(folder: Path, name: str, precision="fp32", function="main", **inputs):
     """Run a package of a bundle; return its outputs by name."""
     package = open_package(folder / "Resources" / f"{name}.mlpackage")
-    return package.functions["main"].run(inputs, precision=precision).outputs
+    return package.functions[function].run(inputs, precision=precision).outputs

@@ -223,7 +223,7 @@ def test_a_manifest_cannot_name_a_package_elsewhere(bundle, tmp_path):
 
 def test_times_are_spread_over_the_trajectory():
     def times(count):
-        return Samples({}, size=(32, 32), scaling_factor=1, timesteps=count).timesteps
+        return Samples({}, factor=8, scaling_factor=1, timesteps=count).timesteps
 
     assert times(5) == [951, 701, 501, 251, 1]
     assert times(20) == list(range(951, 0, -50))
