@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from macai.coreml.sd.sources import Lora, Sources
     from macai.diffusion.loading import Checkpoint
 
+# Apple's exporter advises to cut larger ones for iOS: README of apple/ml-stable-diffusion.
+_NEURAL_ENGINE_MB = 1000.0
+
 LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", help="A LoRA of any program, fused: FILE, or FILE:SCALE."),
@@ -58,6 +61,12 @@ def sd(
     guidance: Annotated[
         float | None, typer.Option(help="Of an LCM whose U-Net takes it: it is in the package.")
     ] = None,
+    chunk: Annotated[
+        float | None,
+        typer.Option(
+            help="Cut a U-Net of more MB in two; for the Neural Engine 1000 if not given, 0 never."
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how numbers are kept.")] = "fp16",
     variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16.")] = None,
     timesteps: Annotated[
@@ -95,11 +104,14 @@ def sd(
         attention=attention,
         guidance=guidance,
     )
+    if chunk is None and attention != "original":
+        chunk = _NEURAL_ENGINE_MB
     export = SdExport(
         sources=open_sources(model, variant, lora, controlnet, function),
         name=name or Path(model).name,
         variant=variant,
         form=form,
+        most_bytes=int(chunk * 1e6) if chunk else None,
         sizes=[(w, h) for w, h in sizes[1:] if w and h],
         timesteps=timesteps if verify else 0,
     )

@@ -17,6 +17,7 @@ from macai.coreml.manifest import FILE
 from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.sd import variants
 from macai.coreml.sd.card import card
+from macai.coreml.sd.chunks import export_halves
 from macai.coreml.sd.component import Component
 from macai.coreml.sd.components import MINIMUM_OS, MINIMUM_OS_XL, TARGET
 from macai.coreml.sd.form import (
@@ -38,6 +39,7 @@ from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig
 from macai.errors import ExportError
 from macai.files import write_json
 from macai.mil import open_package
+from macai.models.arrays import named_arrays
 
 RESOURCES = "Resources"
 _COMPUTE_UNIT = {"cpuAndGPU": "CPU_AND_GPU", "cpuAndNeuralEngine": "CPU_AND_NE"}
@@ -55,6 +57,7 @@ class SdExport:
         name: What the manifest calls it.
         variant: Which files of the checkpoint's folder it was opened with.
         form: What of the packages can be chosen.
+        most_bytes: A U-Net whose weights take more is cut into two packages.
         sizes: Width and height of other pictures: a function of each package.
         timesteps: How many the U-Net is compared at; 0 compares nothing.
     """
@@ -63,6 +66,7 @@ class SdExport:
     name: str
     variant: str | None = None
     form: Form = field(default_factory=Form)
+    most_bytes: int | None = None
     sizes: Sequence[tuple[int, int]] = ()
     timesteps: int = 5
 
@@ -86,12 +90,13 @@ def export_sd(
     groups = list(trial.groups())
     for number, made in enumerate(groups):
         progress("building packages", number, len(groups))
-        _write_packages(export, made, resources, trial)
+        written = _write_packages(export, made, resources, trial)
         let_go()
-        for component in made:
-            path = _path(resources, component)
-            packages[component.name] = _info(component, path, folder)
-            reports |= trial.compare(component, Runner([path]), progress)
+        for component, paths in zip(made, written, strict=True):
+            for path in paths:
+                name = path.relative_to(resources).with_suffix("").as_posix()
+                packages[name] = _info(component, path, folder)
+            reports |= trial.compare(component, Runner(paths), progress)
     progress("building packages", len(groups), len(groups))
     manifest = _manifest(export, packages)
     _write_rest(export, manifest, folder)
@@ -109,23 +114,30 @@ def export_sd(
 
 def _write_packages(
     export: SdExport, made: Sequence[Component], folder: Path, trial: Trial
-) -> None:
-    """Write the packages of one module, which is let go: comparing needs the memory."""
+) -> list[list[Path]]:
+    """Write the packages of one module, which is let go: comparing needs the memory.
+
+    Returns:
+        Of each component its package, or the two it was cut into.
+    """
     module = export.sources.load(made[0])
     if export.timesteps:
         trial.try_module(made, module)
     cast_weights(module, DTYPES[made[0].precision])
     mx.clear_cache()
+    size = sum(array.nbytes for array in named_arrays(module.parameters()).values())
+    is_large = export.most_bytes is not None and size > export.most_bytes
+    written = []
     for component in made:
-        _write_package(export, component, module, _path(folder, component), trial)
-
-
-def _path(resources: Path, component: Component) -> Path:
-    return resources / f"{component.name}.mlpackage"
+        halves = ("Chunk1", "Chunk2") if is_large and component.part == "unet" else ("",)
+        paths = [folder / f"{component.name}{half}.mlpackage" for half in halves]
+        _write_package(export, component, module, paths, trial)
+        written.append(paths)
+    return written
 
 
 def _write_package(
-    export: SdExport, component: Component, module: nn.Module, path: Path, trial: Trial
+    export: SdExport, component: Component, module: nn.Module, paths: Sequence[Path], trial: Trial
 ) -> None:
     source = _source(export)
     config = UNet2DConditionConfig.from_dict(export.sources.checkpoint.configs["unet"])
@@ -148,8 +160,11 @@ def _write_package(
         for variant, own in trial.functions(component.name)
     }
     target = TARGET if len(functions) == 1 else variants.TARGET
-    path.parent.mkdir(exist_ok=True)
-    export_functions(functions, path, target=target, metadata=metadata)
+    paths[0].parent.mkdir(exist_ok=True)
+    if len(paths) > 1:
+        export_halves(functions, paths, target_name=target, metadata=metadata)
+    else:
+        export_functions(functions, paths[0], target=target, metadata=metadata)
 
 
 def _info(component: Component, path: Path, folder: Path) -> PackageInfo:

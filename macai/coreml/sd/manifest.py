@@ -40,7 +40,8 @@ class SdManifest:
 
     Attributes:
         family: "sd1", "sd2" or "custom".
-        packages: By the name that Apple's package gives them.
+        packages: By the name that Apple's package gives them: a U-Net in two is UnetChunk1 and
+            UnetChunk2.
         width: Of a picture, in pixels.
         height: See `width`.
         batch: Rows of the U-Net.
@@ -77,9 +78,19 @@ class SdManifest:
     kind: str = KIND
     contract: int = CONTRACT
 
+    def parts(self, name: str) -> list[PackageInfo]:
+        """Return the package of a component, or the two that it was cut into, in order."""
+        names = [name] if name in self.packages else [f"{name}Chunk1", f"{name}Chunk2"]
+        return [self.packages[one] for one in names]
+
     def unet_inputs(self) -> dict[str, dict[str, Any]]:
         """Return {"dtype", "shape"} of the U-Net's inputs, by name."""
-        return self.packages["Unet"].inputs
+        return self.parts("Unet")[0].inputs
+
+    def size(self, function: str) -> tuple[int, int]:
+        """Return width and height of a function's pictures; main's, if there is none."""
+        own = self.functions.get(function)
+        return (self.width, self.height) if own is None else (own["width"], own["height"])
 
     def form(self) -> Form:
         """Return what was chosen of the packages."""
@@ -88,7 +99,7 @@ class SdManifest:
             height=self.height,
             batch=self.batch,
             attention=self.attention,
-            precision=self.packages["Unet"].precision,
+            precision=self.parts("Unet")[0].precision,
             guidance=self.guidance,
         )
 

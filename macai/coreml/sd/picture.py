@@ -67,16 +67,15 @@ class SdBundle:
     ) -> None:
         self.manifest, self._folder, self._precision = manifest, folder, precision
         self._function = function
-        own = manifest.functions.get(function)
-        size = (manifest.width, manifest.height) if own is None else (own["width"], own["height"])
-        self.width, self.height = size
+        self.width, self.height = manifest.size(function)
         self.tokenizer = ClipTokenizer.from_folder(folder / "Resources")
         self._opened: dict[str, Runner] = {}
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
         """Run a package."""
         if name not in self._opened:
-            self._opened[name] = Runner([self._folder / self.manifest.packages[name].package])
+            paths = [self._folder / part.package for part in self.manifest.parts(name)]
+            self._opened[name] = Runner(paths)
         opened = self._opened[name]
         return opened.run(inputs, precision=self._precision, function=self._function).outputs
 

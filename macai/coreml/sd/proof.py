@@ -73,7 +73,8 @@ def verify_sd(
         del module
         let_go()
         for component in made:
-            runner = Runner([folder / manifest.packages[component.name].package])
+            parts = manifest.parts(component.name)
+            runner = Runner([folder / part.package for part in parts])
             reports |= trial.compare(component, runner, progress)
             if course is not None and component.name == "Unet":
                 astray = course.of_packages(runner, progress)

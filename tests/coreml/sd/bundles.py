@@ -74,6 +74,7 @@ def export_tiny(
     controlnets=(),
     adapters=None,
     sizes=(),
+    most_bytes=None,
     timesteps=2,
     **form,
 ):
@@ -84,6 +85,7 @@ def export_tiny(
         name="tiny",
         form=Form(**form),
         sizes=sizes,
+        most_bytes=most_bytes,
         timesteps=timesteps,
     )
     return export_sd(wanted, folder)
