@@ -10,9 +10,11 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
+
+import mlx.nn as nn
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from macai.bench.machine import machine
@@ -46,8 +48,8 @@ def main() -> None:
     loaded = load_model(locate_model("smollm2-135m", progress=lambda what, done, total: None))
     logits = logits_for(loaded.model)
     paths = target_paths(loaded.model, ["all-linear"])
-    lora: dict[str, Any] = {"paths": paths, "rank": 16, "alpha": 32.0}
-    add_lora(loaded.model, **lora)
+    adapt = partial(add_lora, paths=paths, rank=16, alpha=32.0)
+    adapt(loaded.model)
     path = load_recipe(find_recipe("intents")).data.path
     assert path is not None
     rows = read_splits(path).train
@@ -56,7 +58,7 @@ def main() -> None:
     with ExitStack() as stack:
         stack.enter_context(cpu_ops(loaded.model))
         runs = {
-            n: _run(stack, loaded, logits, lora, prepared.examples, n, chosen.tokens)
+            n: _run(stack, loaded, logits, adapt, prepared.examples, n, chosen.tokens)
             for n in reports
         }
         for number in range(chosen.steps + 1):
@@ -83,7 +85,7 @@ def _run(
     stack: ExitStack,
     loaded: LoadedModel,
     logits: Logits,
-    lora: dict[str, Any],
+    adapt: Callable[[nn.Module], None],
     examples: Sequence[Example],
     workers: int,
     tokens: int,
@@ -98,7 +100,7 @@ def _run(
     job = Job(
         workers=workers,
         model=loaded.path,
-        lora=lora,
+        prepare=adapt,
         examples=examples,
         pad_id=0,
         prefix=shared_prefix(examples) if enough_rows else 0,

@@ -1,7 +1,8 @@
 """Recipe to adapter: model, data, optimiser, loop, checkpoints. An iterator of events.
 
 The only reader of a Recipe below the command line. What it leaves in the output folder:
-`adapter_config.json` and `adapter_model.safetensors` (the adapter of the best validation loss),
+`adapter_config.json` and `adapter_model.safetensors` (the adapter of the best validation loss; the
+folder `model` in their place where all weights are trained),
 `recipe.toml` (every default written out), `metrics.jsonl`, `checkpoint.safetensors` (to resume).
 """
 
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -22,18 +22,13 @@ from macai.data.check import require_apart
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared, prepare
 from macai.files import refuse_existing
-from macai.models.adapter import (
-    CONFIG,
-    WEIGHTS,
-    AdapterConfig,
-    adapter_weights,
-    save_adapter_config,
-    save_adapter_weights,
-)
+from macai.models.adapter import CONFIG, WEIGHTS, AdapterConfig
 from macai.models.arrays import named_arrays
 from macai.models.identity import Identity, identify
 from macai.models.load import LoadedModel
-from macai.models.lora import add_lora, target_paths
+from macai.models.lora import require_used, target_paths
+from macai.models.methods import MODEL, AdapterMethod, FullMethod, Method
+from macai.models.peft_config import PeftConfig
 from macai.models.prefix import can_share_prefix
 from macai.recipe import Recipe, differences, dumps, load_any_recipe
 from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -45,7 +40,7 @@ from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
 from macai.train.machine import workers_for
 from macai.train.memory import limited_memory
-from macai.train.optimizer import adamw
+from macai.train.optimizer import make_optimizer
 from macai.train.progress import Progress
 from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
 from macai.train.schedule import learning_rate
@@ -68,7 +63,7 @@ class _Run:
     steps: int
     steps_per_epoch: int
     fingerprint: dict[str, str]
-    lora: dict[str, Any]
+    method: Method
     progress: Progress
     prefix: int = 0
 
@@ -134,23 +129,11 @@ def _set_up(
     """Put the adapter into the model and decide everything that follows from the recipe."""
     base = identify(loaded.path, chat_template=loaded.tokenizer.chat_template)
     logits = logits_for(loaded.model)
-    adapter = recipe.adapter
-    lora: dict[str, Any] = {
-        "paths": target_paths(loaded.model, adapter.targets, last_blocks=adapter.layers),
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
-        "dropout": adapter.dropout,
-        "seed": recipe.train.seed,
-    }
-    add_lora(loaded.model, **lora)
-    options = recipe.optimizer
-    optimizer = adamw(
-        loaded.model,
-        learning_rate=options.learning_rate,
-        beta1=options.beta1,
-        beta2=options.beta2,
-        weight_decay=options.weight_decay,
-    )
+    method = _method(recipe, loaded, base)
+    method.prepare(loaded.model)
+    options = asdict(recipe.optimizer)
+    del options["max_grad_norm"]
+    optimizer = make_optimizer(options.pop("name"), loaded.model, **options)
     pad_id = loaded.tokenizer.pad_token_id
     progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress(workers=0)
     progress.workers = workers_for(loaded.model, recipe.train.workers, before=progress.workers)
@@ -166,7 +149,7 @@ def _set_up(
         steps=0,
         steps_per_epoch=0,
         fingerprint=_fingerprint(recipe, base, [*train, *valid]),
-        lora=lora,
+        method=method,
         progress=progress,
     )
     run.prefix = _prefix(run)
@@ -174,6 +157,26 @@ def _set_up(
     run.steps_per_epoch = len(_plan(run, epoch=0))
     run.steps = max(1, round(recipe.train.epochs * run.steps_per_epoch))
     return run
+
+
+def _method(recipe: Recipe, loaded: LoadedModel, base: Identity) -> Method:
+    """Return what the recipe's adapter means for this model."""
+    adapter = recipe.adapter
+    if adapter.method == "full":
+        return FullMethod(last_blocks=adapter.layers)
+    paths = target_paths(loaded.model, adapter.targets, last_blocks=adapter.layers)
+    patterns = adapter.rank_pattern, adapter.alpha_pattern
+    sizes = PeftConfig(adapter.rank, adapter.alpha, *patterns, adapter.use_rslora)
+    require_used(sizes, paths)
+    config = AdapterConfig(
+        sizes=sizes,
+        dropout=adapter.dropout,
+        base_name=recipe.model,
+        base=base,
+        use_dora=adapter.method == "dora",
+        modules_to_save=adapter.modules_to_save,
+    )
+    return AdapterMethod(config=config, paths=paths, seed=recipe.train.seed)
 
 
 def _prefix(run: _Run) -> int:
@@ -196,7 +199,7 @@ def _job(run: _Run) -> Job:
     return Job(
         workers=run.progress.workers,
         model=run.loaded.path.absolute(),
-        lora=run.lora,
+        prepare=run.method.prepare,
         examples=run.train,
         pad_id=run.pad_id,
         prefix=run.prefix,
@@ -218,6 +221,8 @@ def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[E
             peak=options.learning_rate,
             warmup_steps=run.recipe.schedule.warmup_steps,
             total_steps=run.steps,
+            floor=run.recipe.schedule.floor,
+            decay=run.recipe.schedule.decay,
         ),
         max_grad_norm=options.max_grad_norm,
         seed=run.recipe.train.seed,
@@ -237,7 +242,12 @@ def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[E
         should_stop=should_stop,
     )
     if finished:
-        yield progress.summary(adapter=str(run.out), steps_per_epoch=run.steps_per_epoch)
+        whole = run.recipe.adapter.method == "full"
+        yield progress.summary(
+            adapter=None if whole else str(run.out),
+            model=str(run.out / MODEL) if whole else None,
+            steps_per_epoch=run.steps_per_epoch,
+        )
 
 
 def _save(run: _Run) -> None:
@@ -266,7 +276,7 @@ def _validate(run: _Run, note: Log) -> Iterator[Event]:
     progress.stale = 0 if best else progress.stale + 1
     if best:
         progress.best_valid_loss = loss
-        save_adapter_weights(run.out, adapter_weights(run.loaded))
+        run.method.keep(run.loaded, run.out)
     progress.valid_seconds += time.perf_counter() - began
     note({"step": progress.step, "valid_loss": loss})
     yield Validated(step=progress.step, loss=loss, best=best)
@@ -305,20 +315,8 @@ def _steps_to_do(run: _Run) -> Iterator[list[Plan]]:
 
 def _write_start(run: _Run) -> None:
     """Write what describes the run; take away what an earlier run left."""
-    begin(run.out, dumps(run.recipe), files=(WEIGHTS, CONFIG))
-    adapter = run.recipe.adapter
-    save_adapter_config(
-        run.loaded,
-        run.out,
-        AdapterConfig(
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            scale=adapter.alpha / adapter.rank,
-            dropout=adapter.dropout,
-            base_name=run.recipe.model,
-            base=identify(run.loaded.path, chat_template=run.loaded.tokenizer.chat_template),
-        ),
-    )
+    begin(run.out, dumps(run.recipe), files=(WEIGHTS, CONFIG), folders=(MODEL,))
+    run.method.begin(run.loaded, run.out)
 
 
 def _resume(run: _Run, checkpoint: Checkpoint) -> None:

@@ -66,7 +66,7 @@ def train(
     options: dict[str, Any] = {"data": data, "out": out, "resume": resume, "force": force}
     if isinstance(loaded, Recipe):
         summary = run_recipe(loaded, **options)
-        values, result = asdict(summary), f"adapter: {summary.adapter}"
+        values, result = asdict(summary), _result(summary)
     else:
         pictured = run_image_recipe(loaded, **options)
         values, result = asdict(pictured), _result(pictured)
@@ -154,5 +154,5 @@ def _follow(
     return event
 
 
-def _result(summary: "ImageSummary") -> str:
+def _result(summary: "Summary | ImageSummary") -> str:
     return f"model: {summary.model}" if summary.model else f"adapter: {summary.adapter}"

@@ -175,7 +175,12 @@ def with_adapter(
     if not keep_quantised:
         dequantise(other.model)
     other.model.update(loaded.model.parameters())
-    load_adapter(other, adapter)
+    config = load_adapter(other, adapter)
+    if config.use_dora or config.modules_to_save:
+        raise UsageError(
+            f"{adapter}: only an adapter of A and B alone can be one of several in a package",
+            hint="export with this one adapter, which is fused",
+        )
     for layer in lora_layers(other.model).values():
         layer.lora_A = layer.lora_A.astype(dtype)
         layer.lora_B = (layer.scale * layer.lora_B).astype(dtype)

@@ -53,7 +53,7 @@ def trained_adapter(folder: Path) -> AdapterFile:
     config, pairs = read_adapter(folder)
     layers = {}
     for path, (a, b) in pairs.items():
-        scaled = config.scale * b.astype(mx.float32).T
+        scaled = config.sizes.scale([path]) * b.astype(mx.float32).T
         pair = tuple(np.array(matrix.astype(mx.float16)) for matrix in (a, scaled))
         if not all(map(is_finite, pair)):
             raise AdapterError(

@@ -29,7 +29,7 @@ from macai.recipe import DiffusionRecipe, differences, dumps, load_any_recipe
 from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.events import Stopped, Validated, Validating
 from macai.train.loop import Report, train
-from macai.train.optimizer import adamw, joined, put
+from macai.train.optimizer import joined, make_optimizer, put
 from macai.train.progress import Progress
 from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
 from macai.train.schedule import learning_rate
@@ -120,14 +120,9 @@ def _set_up(
     progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress(workers=0)
     progress.workers = workers_for(recipe, base, steps=steps, before=progress.workers)
     task = make_task(recipe, base, pictures, out, side, workers=progress.workers)
-    options = recipe.optimizer
-    optimizer = adamw(
-        task.model,
-        learning_rate=options.learning_rate,
-        beta1=options.beta1,
-        beta2=options.beta2,
-        weight_decay=options.weight_decay,
-    )
+    options = asdict(recipe.optimizer)
+    del options["max_grad_norm"]
+    optimizer = make_optimizer(options.pop("name"), task.model, **options)
     average = None
     if recipe.diffusion.ema_decay:
         average = Average(joined(task.model.trainable_parameters()), recipe.diffusion.ema_decay)
@@ -168,6 +163,8 @@ def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[E
             peak=options.learning_rate,
             warmup_steps=schedule.warmup_steps,
             total_steps=run.steps,
+            floor=schedule.floor,
+            decay=schedule.decay,
         ),
         max_grad_norm=options.max_grad_norm,
         seed=run.recipe.train.seed,

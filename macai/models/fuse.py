@@ -27,11 +27,10 @@ def fuse(loaded: LoadedModel, *, dtype: mx.Dtype = mx.float32) -> None:
     """
     fused = []
     for path, layer in lora_layers(loaded.model).items():
-        holder = nn.Module()
-        holder.layer = layer.linear
-        dequantise(holder)
-        plain = holder.layer
-        plain.weight = (plain.weight.astype(mx.float32) + layer.delta()).astype(dtype)
+        plain = nn.Linear(1, 1, bias="bias" in layer.linear)
+        plain.weight = layer.merged_weight().astype(dtype)
+        if "bias" in plain:
+            plain.bias = layer.linear.bias
         mx.eval(plain.weight)  # one layer at a time: the parts of it are freed
         fused.append((path, plain))
     if not fused:

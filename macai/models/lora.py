@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al., arXiv:2106.09685) put into and taken out of any mlx-lm model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -9,28 +9,32 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macai.errors import UsageError
+from macai.models.load import dequantise
+from macai.models.peft_config import PeftConfig, names
+from macai.models.whole import train_whole
 
 ALL_LINEAR = "all-linear"
 HEAD = "lm_head"  # PEFT's all-linear leaves the output head alone, and so does ours
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus scale * B A: y = W x + (alpha / rank) B A x.
+    """A frozen linear layer plus scale * B A: y = W x + scale * B A x.
 
     Attributes:
+        scale: alpha / rank, or alpha / sqrt(rank): see `macai.models.peft_config.PeftConfig`.
         lora_A: float32 [rank, in], drawn uniformly as PEFT does (kaiming, a = sqrt 5).
         lora_B: float32 [out, rank], zero at first, so that a new adapter changes nothing.
     """
 
     def __init__(
-        self, linear: nn.Module, *, rank: int, alpha: float, dropout: float, key: mx.array
+        self, linear: nn.Module, *, rank: int, scale: float, dropout: float, key: mx.array
     ) -> None:
         super().__init__()
         out_features, in_features = linear_shape(linear)
         bound = 1 / math.sqrt(in_features)
         self.linear = linear
         self.dropout = nn.Dropout(dropout)
-        self.scale = alpha / rank
+        self.scale = scale
         self.lora_A = mx.random.uniform(-bound, bound, (rank, in_features), key=key)
         self.lora_B = mx.zeros((out_features, rank))
 
@@ -43,11 +47,24 @@ class LoRALinear(nn.Module):
         """Return what the adapter adds to the weight, float32 [out, in]."""
         return self.scale * (self.lora_B @ self.lora_A)
 
+    def merged_weight(self) -> mx.array:
+        """Return the weight that does what this layer does without dropout, float32 [out, in]."""
+        return dense_weight(self.linear) + self.delta()
+
+
+def dense_weight(linear: nn.Module) -> mx.array:
+    """Return the weight of a plain or quantised linear layer, float32 [out, in]."""
+    holder = nn.Module()
+    holder.layer = linear
+    dequantise(holder)
+    weight: mx.array = holder.layer.weight
+    return weight.astype(mx.float32)
+
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:
-    """Return (out, in) of a plain or quantised linear layer."""
+    """Return (out, in) of a plain or quantised linear layer; (rows, width) of an embedding."""
     out_features, columns = linear.weight.shape
-    if isinstance(linear, nn.QuantizedLinear):
+    if isinstance(linear, nn.QuantizedLinear | nn.QuantizedEmbedding):
         columns = columns * 32 // linear.bits
     return out_features, columns
 
@@ -112,19 +129,58 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
     seed: int = 0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    modules_to_save: Sequence[str] = (),
 ) -> None:
-    """Freeze `model` and put a LoRALinear in place of each layer in `paths`."""
+    """Freeze `model` and put a LoRALinear in place of each layer in `paths`.
+
+    Args:
+        model: Changed in place.
+        paths: Of linear layers.
+        rank: Columns of the factors.
+        alpha: See `macai.models.peft_config.PeftConfig`.
+        dropout: Of the inputs of the adapter.
+        seed: Decides what A is.
+        use_rslora: Divide alpha by the root of the rank.
+        use_dora: Put a DoRALinear there instead.
+        rank_pattern: Ranks of layers whose paths end in a key.
+        alpha_pattern: Likewise.
+        modules_to_save: Names of modules to train whole: see `macai.models.whole`.
+
+    Raises:
+        UsageError: a name in `modules_to_save` that means no module.
+    """
+    from macai.models.dora import DoRALinear
+
+    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
+    patterns = PeftConfig(rank, alpha, ranks, alphas, use_rslora)
     model.freeze()
     modules: dict[str, Any] = dict(model.named_modules())
     keys = mx.random.split(mx.random.key(seed), len(paths))
-    wrapped = [
-        (p, LoRALinear(modules[p], rank=rank, alpha=alpha, dropout=dropout, key=k))
-        for p, k in zip(paths, keys, strict=True)
-    ]
-    for _, module in wrapped:
-        module.linear.freeze()
+    kind = DoRALinear if use_dora else LoRALinear
+    wrapped = []
+    for path, key in zip(paths, keys, strict=True):
+        own = patterns.rank_of([path])
+        scale = patterns.scale([path], own)
+        modules[path].freeze()
+        layer = kind(modules[path], rank=own, scale=scale, dropout=dropout, key=key)
+        wrapped.append((path, layer))
     model.update_modules(tree_unflatten(wrapped))
+    train_whole(model, modules_to_save)
     mx.eval(model.parameters())
+
+
+def require_used(patterns: PeftConfig, paths: Sequence[str]) -> None:
+    """Raise UsageError for the keys of patterns that name none of the adapted layers."""
+    keys = dict.fromkeys([*patterns.ranks, *patterns.alphas])
+    if unused := [k for k in keys if not any(names(k, [p]) for p in paths)]:
+        raise UsageError(
+            f"no adapted layer is called {', '.join(map(repr, unused))}",
+            hint="a key of rank_pattern and alpha_pattern is the end of a path, such as 'q_proj'",
+        )
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

@@ -45,9 +45,13 @@ class PeftConfig:
     def scale(self, paths: Sequence[str] = (), rank: int | None = None) -> float:
         """Return the scale of the layer that has `paths`, whose factors are of `rank`."""
         if rank is None:
-            rank = next((r for p, r in self.ranks.items() if _names(p, paths)), self.rank)
-        alpha = next((a for p, a in self.alphas.items() if _names(p, paths)), self.alpha)
+            rank = self.rank_of(paths)
+        alpha = next((a for p, a in self.alphas.items() if names(p, paths)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def rank_of(self, paths: Sequence[str]) -> int:
+        """Return the rank of the layer that has `paths`."""
+        return next((r for p, r in self.ranks.items() if names(p, paths)), self.rank)
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
@@ -108,7 +112,8 @@ def not_supported(where: str, keys: Sequence[str]) -> AdapterError:
     return AdapterError(f"{where}: {', '.join(keys)}: not supported by this version")
 
 
-def _names(pattern: str, paths: Sequence[str]) -> bool:
+def names(pattern: str, paths: Sequence[str]) -> bool:
+    """Return whether a key of a pattern means the layer that has `paths`: see `PeftConfig`."""
     if pattern.startswith("^"):
         return pattern[1:] in paths
     return any(p == pattern or p.endswith(f".{pattern}") for p in paths)

@@ -1,10 +1,19 @@
 """A recipe that tunes a language model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from macai.recipe.fields import OPTIMIZER, SCHEDULE, Optimizer, Schedule, Strings, number, strings
+from macai.recipe.fields import (
+    OPTIMIZER,
+    SCHEDULE,
+    Optimizer,
+    Schedule,
+    Strings,
+    by_name,
+    number,
+    strings,
+)
 
 ALL_LINEAR = "all-linear"
 """In `adapter.targets`: every linear layer of every block, which is the default."""
@@ -15,6 +24,9 @@ _TARGETS = Strings(
     example='write ["q_proj", "v_proj"] or ["all-linear"]',
     alone=ALL_LINEAR,
 )
+_WHOLE = Strings(
+    what="name", one="module", example='write ["embed_tokens", "norm"]', may_be_empty=True
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,21 +34,32 @@ class Adapter:
     """What is trained, and how large it is.
 
     Attributes:
-        method: The family of adapter.
+        method: lora or dora, an adapter; or full, all weights of the model itself.
         rank: Columns of the low-rank factors.
         alpha: Scale of the update before division: the update is multiplied by alpha / rank.
+        use_rslora: rsLoRA (arXiv:2312.03732): multiply by alpha / sqrt(rank) instead, so that a
+            high rank learns as fast as a low one.
+        rank_pattern: Ranks of some layers, by the end of their path: {q_proj = 4}.
+        alpha_pattern: Likewise the alpha of some layers.
         dropout: Probability in [0, 1) that an input of the adapter is zeroed while training.
         targets: Suffixes of module names such as "self_attn.q_proj", or the one word "all-linear".
         layers: How many blocks get an adapter, counted from the last; 0 is all. Gradients are
-            computed down to the first of them only, so fewer make a step cheaper.
+            computed down to the first of them only, so fewer make a step cheaper. With the method
+            full, only their weights are trained.
+        modules_to_save: Modules to train whole beside the adapter, by the end of their path, such
+            as "embed_tokens", "lm_head" or "model.norm"; as large in the file as in the model.
     """
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "dora", "full"] = "lora"
     rank: int = number(16, 1)
     alpha: float = number(32.0, 0, low_included=False)
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata=by_name(1))
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata=by_name(0))
     dropout: float = number(0.0, 0, 1, high_included=False)
     targets: tuple[str, ...] = strings((ALL_LINEAR,), _TARGETS)
     layers: int = number(0, 0)
+    modules_to_save: tuple[str, ...] = strings((), _WHOLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,7 +171,7 @@ class _Reader:
         for name, spec in known.items():
             if name in table:
                 values[name] = self._value(spec, hints[name], table[name], (*at, name))
-            elif spec.default is MISSING:
+            elif spec.default is MISSING and spec.default_factory is MISSING:
                 self.report((*at, name), "is missing", f"write {name} = ..., or --set {name}=...")
         return cls(**values) if len(self.problems) == before else None
 
@@ -192,6 +192,8 @@ class _Reader:
             return self._boolean(value, at)
         if get_origin(hint) is tuple:
             return self._strings(spec, value, at)
+        if get_origin(hint) is dict:
+            return self._numbers(spec, get_args(hint)[1], value, at)
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             self.report(at, f"must be a string of at least one character, not {_show(value)}")
             return None
@@ -201,8 +203,18 @@ class _Reader:
         """Return `value`, which must be one of `choices`."""
         if not any(type(value) is type(c) and value == c for c in choices):
             one_of = " or ".join(map(_show, choices))
-            self.report(at, f"must be {one_of}, not {_show(value)}")
+            close = difflib.get_close_matches(str(value), list(map(str, choices)), n=1)
+            hint = f"did you mean '{close[0]}'?" if close else None
+            self.report(at, f"must be {one_of}, not {_show(value)}", hint)
         return value
+
+    def _numbers(
+        self, spec: Field[Any], kind: type[int] | type[float], value: Any, at: tuple[str, ...]
+    ) -> Any:
+        if not isinstance(value, dict):
+            self.report(at, f"must be a table of numbers, not {_show(value)}", "{q_proj = 4}")
+            return None
+        return {name: self._number(spec, kind, v, (*at, name)) for name, v in value.items()}
 
     def _number(
         self, spec: Field[Any], kind: type[int] | type[float], value: Any, at: tuple[str, ...]

@@ -12,6 +12,7 @@ from macai.models import adapter
 from macai.models.adapter import AdapterConfig
 from macai.models.arrays import scalar
 from macai.models.load import dequantise
+from macai.models.peft_config import PeftConfig
 from macai.selftest.gradients import examples_for, made, sums_of, tolerance
 from macai.selftest.proof import (
     RANK,
@@ -108,9 +109,8 @@ def find_adapter(subject: Subject) -> Finding:
     mx.eval(base)
     adapt(loaded)
     trained = loaded.model(ids)
-    config = AdapterConfig(
-        rank=RANK, alpha=2.0 * RANK, scale=2.0, dropout=0.0, base_name="selftest", base=None
-    )
+    sizes = PeftConfig(RANK, 2.0 * RANK)
+    config = AdapterConfig(sizes=sizes, dropout=0.0, base_name="selftest", base=None)
     folder = subject.scratch / "adapter"
     folder.mkdir(exist_ok=True)
     adapter.save_adapter_config(loaded, folder, config)

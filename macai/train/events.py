@@ -57,6 +57,8 @@ class Summary:
     """The result, under the names `macai train --json` prints.
 
     Attributes:
+        adapter: Its folder; None where the whole model was trained.
+        model: The folder of the whole model; None for an adapter.
         train_loss: Mean over the learnt tokens of the last epoch begun, in nats.
         tokens_per_second: Real tokens over the wall time of the steps, making batches included.
         workers: Processes that computed a step.
@@ -64,7 +66,8 @@ class Summary:
         seconds: Wall time of the steps and the validations, of all parts of a resumed run.
     """
 
-    adapter: str
+    adapter: str | None
+    model: str | None
     steps: int
     epochs: float
     train_loss: float

@@ -20,7 +20,6 @@ from macai.data.tokens import Example
 from macai.models.arrays import named_arrays, scalar
 from macai.models.cpu_ops import cpu_ops
 from macai.models.load import load_network
-from macai.models.lora import add_lora
 from macai.models.recompute import recomputed
 from macai.train.gradient import Gradient, Sums
 from macai.train.loss import logits_for
@@ -73,7 +72,7 @@ class Job:
     Attributes:
         workers: Processes in all.
         model: The directory of the base model.
-        lora: The arguments of `macai.models.lora.add_lora`.
+        prepare: What makes a model ready to be trained, in place, as in this process.
         examples: What the rows of a plan are indices into.
         pad_id: See `macai.data.batches.make_batch`.
         prefix: As well.
@@ -82,7 +81,7 @@ class Job:
 
     workers: int
     model: Path
-    lora: dict[str, Any]
+    prepare: Callable[[nn.Module], None]
     examples: Sequence[Example]
     pad_id: int
     prefix: int
@@ -95,10 +94,10 @@ class Job:
             yield number, make
 
     def opened(self) -> Opened:
-        """Load the model and add the LoRA."""
+        """Load the model and make ready what is trained."""
         model = load_network(self.model)
         logits = logits_for(model)
-        add_lora(model, **self.lora)
+        self.prepare(model)
         ops = training_ops(model, recompute=self.recompute)
         return Opened(model, Gradient(model, logits), ops)
 

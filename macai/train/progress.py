@@ -36,12 +36,15 @@ class Progress:
         self.step_seconds += report.seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, report.peak_memory_bytes)
 
-    def summary(self, *, adapter: str, steps_per_epoch: int) -> Summary:
+    def summary(
+        self, *, adapter: str | None, steps_per_epoch: int, model: str | None = None
+    ) -> Summary:
         """Return the result, after the last step and its validation."""
         assert self.valid_loss is not None, "the last step is always validated"
         assert self.best_valid_loss is not None
         return Summary(
             adapter=adapter,
+            model=model,
             steps=self.step,
             epochs=self.step / steps_per_epoch,
             train_loss=self.epoch_loss / self.epoch_learnt,

@@ -20,6 +20,7 @@ from macai.models.adapter import (
 )
 from macai.models.load import load_model
 from macai.models.lora import add_lora, linear_paths, lora_layers
+from macai.models.peft_config import PeftConfig
 from tests.tiny import CONTEXT
 
 
@@ -120,9 +121,7 @@ def test_an_adapter_changes_the_reply(macai, tiny_dir, tmp_path):
     mx.random.seed(0)
     for layer in lora_layers(loaded.model).values():
         layer["lora_B"] = mx.random.normal(layer["lora_B"].shape)
-    config = AdapterConfig(
-        rank=2, alpha=64, scale=32, dropout=0, base_name=str(tiny_dir), base=None
-    )
+    config = AdapterConfig(sizes=PeftConfig(2, 64), dropout=0, base_name=str(tiny_dir), base=None)
     save_adapter_config(loaded, tmp_path, config)
     save_adapter_weights(tmp_path, adapter_weights(loaded))
     ids = user_prompt(loaded, "Hello")

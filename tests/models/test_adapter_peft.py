@@ -8,8 +8,10 @@ import pytest
 
 from macai.errors import AdapterError
 from macai.models.adapter import CONFIG, load_adapter
+from macai.models.fuse import fuse
 from macai.models.load import load_model
 from macai.models.lora import lora_layers
+from macai.models.peft_config import PeftConfig
 from tests.adapters import ALL, adapt, save
 
 pytestmark = [
@@ -68,6 +70,58 @@ def test_peft_reads_what_macai_wrote(tiny, tiny_dir, tmp_path, targets, rank, al
     assert difference(base, theirs) > 1e-2
 
 
+RICH = [
+    {"use_dora": True},
+    {"use_rslora": True},
+    {"modules_to_save": ("embed_tokens", "lm_head", "model.norm")},
+    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 9}, "alpha_pattern": {"v_proj": 3.0}},
+    {
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"layers.0.self_attn.v_proj": 1},
+        "modules_to_save": ("lm_head",),
+    },
+]
+
+
+@pytest.mark.parametrize("options", RICH)
+def test_peft_reads_every_kind_that_macai_writes(tiny, tiny_dir, tmp_path, options):
+    peft = pytest.importorskip("peft")
+    patterns = options.get("rank_pattern", {}), options.get("alpha_pattern", {})
+    sizes = PeftConfig(4, 6.0, *patterns, options.get("use_rslora", False))
+    save(adapt(tiny, ("q_proj", "v_proj", "up_proj"), **options), tmp_path, sizes=sizes)
+    model = torch_model(tiny_dir)
+    base = torch_logits(model)
+    theirs = torch_logits(peft.PeftModel.from_pretrained(model, tmp_path).eval())
+    assert difference(tiny.model(mx.array(IDS)), theirs) < TOLERANCE
+    assert difference(base, theirs) > 1e-2
+
+
+@pytest.mark.parametrize("options", RICH)
+def test_macai_reads_every_kind_that_peft_writes(tiny, tiny_dir, tmp_path, options):
+    peft = pytest.importorskip("peft")
+    import torch
+
+    torch.manual_seed(0)
+    targets = ["q_proj", "v_proj", "up_proj"]
+    config = peft.LoraConfig(
+        r=6, lora_alpha=9, task_type="CAUSAL_LM", target_modules=targets, **options
+    )
+    tuned = peft.get_peft_model(torch_model(tiny_dir), config).eval()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    tuned.save_pretrained(tmp_path)
+    before = tiny.model(mx.array(IDS))
+    load_adapter(tiny, tmp_path)
+    ours = tiny.model(mx.array(IDS))
+    assert difference(ours, torch_logits(tuned)) < TOLERANCE
+    assert difference(ours, before) > 1e-2
+    fuse(tiny)
+    assert difference(tiny.model(mx.array(IDS)), torch_logits(tuned)) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -91,7 +145,7 @@ def test_macai_reads_what_peft_wrote(tiny, tiny_dir, tmp_path, options):
     tuned.save_pretrained(tmp_path)
     before = tiny.model(mx.array(IDS))
     read = load_adapter(tiny, tmp_path)
-    assert (read.rank, read.base) == (6, None)
+    assert (read.sizes.rank, read.base) == (6, None)
     ours = tiny.model(mx.array(IDS))
     assert difference(ours, torch_logits(tuned)) < TOLERANCE
     assert difference(ours, before) > 1e-2
@@ -100,10 +154,6 @@ def test_macai_reads_what_peft_wrote(tiny, tiny_dir, tmp_path, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"use_dora": True},
-        {"modules_to_save": ["lm_head"]},
-        {"rank_pattern": {"q_proj": 2}},
-        {"alpha_pattern": {"q_proj": 2}},
         {"bias": "lora_only"},
         {"lora_bias": True},
         {"init_lora_weights": "pissa"},

@@ -134,7 +134,7 @@ def test_the_seed_alone_decides_where_an_adapter_starts(tiny_dir):
 
 
 def test_a_is_uniform_within_one_over_the_root_of_its_inputs():
-    layer = LoRALinear(nn.Linear(256, 8), rank=64, alpha=1, dropout=0, key=mx.random.key(0))
+    layer = LoRALinear(nn.Linear(256, 8), rank=64, scale=1, dropout=0, key=mx.random.key(0))
     a, bound = np.array(layer.lora_A), 1 / math.sqrt(256)
     assert np.abs(a).max() <= bound
     assert abs(a.std() - bound / math.sqrt(3)) < bound / 50
@@ -147,7 +147,7 @@ def test_a_quantised_base_of_any_width_can_be_adapted(bits):
     linear = nn.Linear(192, 48)
     quantised = nn.QuantizedLinear.from_linear(linear, group_size=64, bits=bits)
     assert linear_shape(quantised) == linear_shape(linear) == (48, 192)
-    layer = LoRALinear(quantised, rank=4, alpha=8, dropout=0, key=mx.random.key(0))
+    layer = LoRALinear(quantised, rank=4, scale=2.0, dropout=0, key=mx.random.key(0))
     x = mx.random.normal((2, 192), key=mx.random.key(1))
     assert layer.lora_A.shape == (4, 192)
     assert mx.array_equal(layer(x), quantised(x))
@@ -159,14 +159,14 @@ def test_a_quantised_base_of_any_width_can_be_adapted(bits):
 def test_the_result_has_the_type_of_the_input():
     linear = nn.Linear(32, 16)
     linear.set_dtype(mx.float16)
-    layer = LoRALinear(linear, rank=4, alpha=8, dropout=0, key=mx.random.key(0))
+    layer = LoRALinear(linear, rank=4, scale=2.0, dropout=0, key=mx.random.key(0))
     assert layer.lora_A.dtype == mx.float32
     assert layer(mx.zeros((1, 32), mx.float16)).dtype == mx.float16
 
 
 def test_dropout_acts_on_the_adapter_alone_and_only_while_training():
     linear = nn.Linear(32, 16)
-    layer = LoRALinear(linear, rank=4, alpha=8, dropout=0.5, key=mx.random.key(0))
+    layer = LoRALinear(linear, rank=4, scale=2.0, dropout=0.5, key=mx.random.key(0))
     x = mx.random.normal((4, 32), key=mx.random.key(1))
     assert mx.array_equal(layer(x), linear(x))  # B is zero: what is dropped cannot matter
     layer["lora_B"] = mx.ones((16, 4))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -39,15 +40,16 @@ pytestmark = pytest.mark.skipif(
 
 def job_of(model, folder, *, workers=2, dropout=0.0):
     paths = target_paths(model, ["q_proj", "down_proj"])
-    lora = {"paths": paths, "rank": 4, "alpha": 8.0, "dropout": dropout}
-    return Job(workers=workers, model=folder, lora=lora, examples=EXAMPLES, pad_id=PAD, prefix=0)
+    prepare = partial(add_lora, paths=paths, rank=4, alpha=8.0, dropout=dropout)
+    options = {"examples": EXAMPLES, "pad_id": PAD, "prefix": 0}
+    return Job(workers=workers, model=folder, prepare=prepare, **options)
 
 
 def team_in(folder, **options):
     """A team around a model in training, with LoRA whose B is not zero; the test enters it."""
     model = load_network(folder)
     job = job_of(model, folder, **options)
-    add_lora(model, **job.lora)
+    job.prepare(model)
     model.train()
     put(model, mx.random.normal(joined(model.trainable_parameters()).shape, key=mx.random.key(7)))
     put(model, joined(model.trainable_parameters()) * 0.1)

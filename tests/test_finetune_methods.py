@@ -1,0 +1,142 @@
+"""Every method and rule through a whole run: trained, stopped, resumed, opened, fused."""
+
+import json
+from dataclasses import asdict
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macai.finetune import finetune
+from macai.models.adapter import load_adapter
+from macai.models.arrays import named_arrays
+from macai.models.fuse import fuse
+from macai.models.load import load_model
+from macai.recipe import Adapter, Batch, Optimizer, Recipe, Schedule, Train
+from macai.train.checkpoint import load_checkpoint
+from macai.train.events import Stopped, Summary
+from macai.train.loop import Report
+
+IDS = mx.array([[5, 80, 33, 7, 260, 9]])
+TARGETS = ("q_proj", "down_proj")
+CASES = {
+    "dora": {"adapter": {"method": "dora", "targets": TARGETS, "rank": 4}},
+    "rslora": {"adapter": {"use_rslora": True, "targets": TARGETS, "rank": 4}},
+    "patterns": {
+        "adapter": {
+            "targets": TARGETS,
+            "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"layers.0.mlp.down_proj": 3.0},
+        }
+    },
+    "whole modules": {
+        "adapter": {"targets": TARGETS, "modules_to_save": ("embed_tokens", "lm_head")}
+    },
+    "full": {"adapter": {"method": "full"}},
+    "full, one block": {"adapter": {"method": "full", "layers": 1}},
+    "lora+": {"optimizer": {"loraplus_lr_ratio": 4.0}},
+    "8 bit": {"optimizer": {"name": "adamw8bit"}},
+    "adafactor": {"optimizer": {"name": "adafactor"}},
+    "lion": {"optimizer": {"name": "lion"}},
+    "muon": {"adapter": {"method": "full"}, "optimizer": {"name": "muon"}},
+    "wsd": {"schedule": {"name": "wsd", "floor": 0.1, "decay": 0.5}},
+}
+
+
+def recipe(case):
+    values = CASES[case]
+    adapter = {"targets": TARGETS, "rank": 4} | values.get("adapter", {})
+    if adapter.get("method") == "full":
+        adapter = values["adapter"]
+    return Recipe(
+        model="tiny",
+        adapter=Adapter(**adapter),
+        optimizer=Optimizer(**{"learning_rate": 3e-3} | values.get("optimizer", {})),
+        schedule=Schedule(**{"warmup_steps": 1} | values.get("schedule", {})),
+        batch=Batch(tokens=256),
+        train=Train(epochs=2, eval_every=3, save_every=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = (
+        {"prompt": f"What is {i} plus {i}?", "completion": f"It is {2 * i}."} for i in range(24)
+    )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(case, tiny_dir, data, out, *, stop_at=None, **options):
+    loaded, done, events = load_model(tiny_dir), [0], []
+    stop = {"should_stop": lambda: done[0] == stop_at}
+    for event in finetune(recipe(case), loaded, data=data, out=out, **stop, **options):
+        done[0] = event.step if isinstance(event, Report) else done[0]
+        events.append(event)
+    return loaded, events
+
+
+def result(case, tiny_dir, out):
+    """The model that the run has left."""
+    if recipe(case).adapter.method == "full":
+        assert not (out / "adapter_config.json").exists()
+        return load_model(out / "model")
+    loaded = load_model(tiny_dir)
+    load_adapter(loaded, out)
+    return loaded
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_learns_and_what_it_leaves_opens_and_fuses(case, tiny_dir, data, tmp_path):
+    out = tmp_path / "run"
+    trained, events = run(case, tiny_dir, data, out)
+    losses = [e.loss for e in events if isinstance(e, Report)]
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    assert losses[-1] < losses[0] - 0.02
+    assert (summary.adapter, summary.model) == (
+        (None, str(out / "model"))
+        if "full" in str(recipe(case).adapter.method)
+        else (str(out), None)
+    )
+    opened = result(case, tiny_dir, out)
+    if summary.valid_loss == summary.best_valid_loss:
+        assert mx.abs(opened.model(IDS) - trained.model(IDS)).max().item() < 1e-5
+    if summary.adapter:
+        logits = opened.model(IDS)
+        fuse(opened)
+        assert mx.abs(opened.model(IDS) - logits).max().item() < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(case, tiny_dir, data, tmp_path):
+    run(case, tiny_dir, data, tmp_path / "whole")
+    assert run(case, tiny_dir, data, tmp_path / "cut", stop_at=3)[1][-1] == Stopped(step=3)
+    run(case, tiny_dir, data, tmp_path / "cut", resume=True)
+    one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "cut"))
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, array in one.arrays.items():
+        assert np.array_equal(np.array(array), np.array(other.arrays[name])), name
+    logits = [result(case, tiny_dir, tmp_path / name).model(IDS) for name in ("whole", "cut")]
+    assert mx.array_equal(*logits).item()
+
+
+def test_of_one_block_no_other_array_changes(tiny_dir, data, tmp_path):
+    trained, _ = run("full, one block", tiny_dir, data, tmp_path / "run")
+    before = named_arrays(load_model(tiny_dir).model.parameters())
+    changed = {
+        name
+        for name, array in named_arrays(trained.model.parameters()).items()
+        if not mx.array_equal(array, before[name]).item()
+    }
+    assert changed == {name for name in before if name.startswith("model.layers.1.")}
+
+
+def test_a_method_and_its_numbers_go_through_recipe_toml(tiny_dir, data, tmp_path):
+    from macai.recipe import load_recipe
+
+    for case in ("patterns", "dora", "full", "wsd", "lora+"):
+        out = tmp_path / case
+        run(case, tiny_dir, data, out, stop_at=1)
+        assert asdict(load_recipe(out / "recipe.toml")) == asdict(recipe(case))
