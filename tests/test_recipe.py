@@ -100,7 +100,7 @@ def test_a_whole_number_becomes_a_float_where_one_is_meant(write):
         ("[adapter]\ntargets = []", "must name at least one module"),
         ('[adapter]\ntargets = ["all-linear", "q_proj"]', '"all-linear" stands alone'),
         ('[adapter]\nmethod = "loar"', "(did you mean 'lora'?)"),
-        ('[optimizer]\nname = "adamw8"', "(did you mean 'adamw8bit'?)"),
+        ('[optimizer]\nname = "adamw8bi"', "(did you mean 'adamw8bit'?)"),
         ("[adapter]\nrank_pattern = 3", "rank_pattern: must be a table of numbers, not 3"),
         ("[adapter.rank_pattern]\nq_proj = 0.5", "rank_pattern.q_proj: must be a whole number"),
         ('[schedule]\nname = ["cosine"]', 'must be "cosine" or "constant" or "linear"'),

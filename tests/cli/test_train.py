@@ -20,6 +20,7 @@ from macai.train.checkpoint import FILE
 from tests.tiny import tiny_model_dir
 
 SUMMARY = {
+    "model",
     "adapter",
     "steps",
     "epochs",
