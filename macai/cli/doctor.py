@@ -43,13 +43,22 @@ def doctor(
     """Show versions, hardware, speed and cache, and say what will not work here and why.
 
     With PACKAGE: look in a saved Core ML package, whoever made it, for every trap that is known;
-    nothing is run. docs/lint.md explains each. Of an adapter's file: what it is, if it is whole.
+    nothing is run. docs/lint.md explains each. Of a bundle of Stable Diffusion: what Apple's
+    package, Mochi Diffusion, Guernika and swift-coreml-diffusers will stumble over. Of an adapter's file: what it is, if it is whole.
     The exit code is 1 if there are errors; without PACKAGE, if something is broken that every
     command needs.
 
     Example: macai doctor MyModel
     """
     if package is not None:
+        if (package / "macai.json").is_file():
+            from macai.coreml.sd.manifest import is_sd_bundle
+
+            if is_sd_bundle(package):
+                from macai.cli.doctor_sd import examine_sd
+
+                examine_sd(package, as_json=as_json)
+                return
         examine_other = _examine_adapter if package.is_file() else _examine_package
         examine_other(package, as_json=as_json)
         return

@@ -22,9 +22,25 @@ def card(manifest: SdManifest) -> str:
         f"- the U-Net predicts: {manifest.prediction_type}",
     ]
     table = ["| package | inputs | outputs | size |", "|---|---|---|---|", *rows]
-    use = _USE.format(scale=manifest.scaling_factor, units=manifest.compute_units)
+    use = _USE.format(
+        scale=manifest.scaling_factor,
+        units=manifest.compute_units,
+        controlnets=controlnets(manifest),
+    )
+    if manifest.functions:
+        use += _FUNCTIONS.format(
+            names=", ".join(f"`{name}`" for name in manifest.functions),
+            first=next(iter(manifest.functions)),
+        )
     head = [f"# {manifest.name}", "", "Stable Diffusion for Core ML, written by macai.", ""]
     return "\n".join([*head, *facts, "", *table, "", use])
+
+
+def controlnets(manifest: SdManifest) -> str:
+    """Return the ControlNets' names as a list in Swift has them."""
+    prefix = "controlnet/"
+    names = [n.removeprefix(prefix) for n in manifest.packages if n.startswith(prefix)]
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _features(specs: dict[str, dict[str, object]]) -> str:
@@ -38,6 +54,10 @@ Core ML loads compiled packages. In Xcode, what is in `Resources/` is compiled a
 by hand, on a Mac with Xcode:
 
     for p in Resources/*.mlpackage; do xcrun coremlcompiler compile "$p" Resources; done
+    for m in Resources/*.mlmodelc; do
+      cp -n "metadata/$(basename "$m" .mlmodelc).json" "$m/metadata.json"; done
+
+The second line is for compilers that leave out the `metadata.json` by which apps tell models.
 
 Apple's package, github.com/apple/ml-stable-diffusion, then makes pictures of that folder:
 
@@ -47,7 +67,8 @@ import StableDiffusion
 let configuration = MLModelConfiguration()
 configuration.computeUnits = .{units}
 let pipeline = try StableDiffusionPipeline(
-    resourcesAt: resources, controlNet: [], configuration: configuration, reduceMemory: true)
+    resourcesAt: resources, controlNet: [{controlnets}], configuration: configuration,
+    reduceMemory: true)
 try pipeline.loadResources()
 var wanted = StableDiffusionPipeline.Configuration(prompt: "a red apple")
 wanted.decoderScaleFactor = {scale:g}
@@ -55,6 +76,13 @@ wanted.encoderScaleFactor = {scale:g}
 let images = try pipeline.generateImages(configuration: wanted)
 ```
 
+`swift/GenerateView.swift` is a view that does this. `swift/SelfTest.swift` runs the packages on
+what is in `golden.safetensors`, and says how close the device comes to the model.
+
 Compiling, loading and running by Core ML were not tried where this was written: the packages were
 run by macai's own runtime, and compared with the model (verify.json). There is no safety checker.
+"""
+
+_FUNCTIONS = """
+Each package has the functions {names} besides `main`: `configuration.functionName = "{first}"`.
 """

@@ -16,8 +16,9 @@ from macai.coreml.licence import licence_files, licence_name
 from macai.coreml.manifest import FILE
 from macai.coreml.package import package_bytes, package_hash
 from macai.coreml.sd import variants
-from macai.coreml.sd.card import card
+from macai.coreml.sd.card import card, controlnets
 from macai.coreml.sd.chunks import export_halves
+from macai.coreml.sd.compiled import metadata_json
 from macai.coreml.sd.component import Component
 from macai.coreml.sd.components import MINIMUM_OS, MINIMUM_OS_XL, TARGET
 from macai.coreml.sd.form import (
@@ -28,7 +29,9 @@ from macai.coreml.sd.form import (
     text_names,
     time_ids,
 )
+from macai.coreml.sd.golden import write_golden
 from macai.coreml.sd.manifest import PackageInfo, SdManifest
+from macai.coreml.sd.preflight import preflight
 from macai.coreml.sd.proof import Trial, let_go, summary
 from macai.coreml.sd.runner import Runner
 from macai.coreml.sd.sources import Sources
@@ -41,7 +44,8 @@ from macai.files import write_json
 from macai.mil import open_package
 from macai.models.arrays import named_arrays
 
-RESOURCES = "Resources"
+RESOURCES, METADATA = "Resources", "metadata"
+_TEMPLATES = Path(__file__).parent / "templates"
 _COMPUTE_UNIT = {"cpuAndGPU": "CPU_AND_GPU", "cpuAndNeuralEngine": "CPU_AND_NE"}
 
 Progress = Callable[[str, int, int], None]
@@ -82,6 +86,8 @@ def export_sd(
         ExportError: a package does not agree with its module, or the model has no such form.
         UsageError: a size the model has not.
     """
+    for variant in variants.variants(export.form, export.sizes, {}):
+        preflight(export.sources.checkpoint.configs, variant.form)
     trial = Trial(export.sources, export.form, export.sizes, export.timesteps)
     resources = folder / RESOURCES
     resources.mkdir()
@@ -100,6 +106,8 @@ def export_sd(
     progress("building packages", len(groups), len(groups))
     manifest = _manifest(export, packages)
     _write_rest(export, manifest, folder)
+    if trial.golden:
+        write_golden(trial.golden, folder)
     if not reports:
         return manifest, {}
     report = summary(reports)
@@ -239,7 +247,26 @@ def _write_rest(export: SdExport, manifest: SdManifest, folder: Path) -> None:
         for file in licence_files(checkpoint.path):
             shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+    _write_swift(manifest, folder)
+    for name, info in manifest.packages.items():
+        file = folder / METADATA / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, metadata_json(folder / info.package))
     write_json(folder / FILE, manifest.to_json())
+
+
+def _write_swift(manifest: SdManifest, folder: Path) -> None:
+    own = {
+        "@UNITS@": manifest.compute_units,
+        "@CONTROLNETS@": controlnets(manifest),
+        "@SCALE@": f"{manifest.scaling_factor:g}",
+    }
+    (folder / "swift").mkdir()
+    for template in _TEMPLATES.glob("*.swift"):
+        text = template.read_text(encoding="utf-8")
+        for place, value in own.items():
+            text = text.replace(place, value)
+        (folder / "swift" / template.name).write_text(text, encoding="utf-8")
 
 
 def _prediction_type(checkpoint: Checkpoint) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from macai.coreml.sd.component import Component
 from macai.coreml.sd.form import TEXT_ENCODERS, Form, text_names
+from macai.coreml.sd.golden import golden
 from macai.coreml.sd.manifest import SdManifest
 from macai.coreml.sd.runner import Runner
 from macai.coreml.sd.samples import Samples
@@ -94,6 +95,8 @@ class Trial:
         ]
         self._samples = [_samples(sources, timesteps) for _ in self.variants]
         self._tried: dict[tuple[str, str], Tried] = {}
+        self.golden: dict[str, np.ndarray] = {}
+        """What a device can try itself with, "Unet.inputs.sample" and so on: see golden.py."""
 
     @property
     def samples(self) -> Samples:
@@ -125,6 +128,9 @@ class Trial:
                 samples.heard(component, given, results)
                 if self._is_new(variant, component):
                     self._tried[component.name, variant.function] = (given, results)
+                if variant.function == MAIN:
+                    middle = len(given) // 2
+                    self.golden |= golden(component, given[middle], results[middle])
 
     def compare(self, main: Component, runner: Runner, progress: Progress) -> dict[str, Report]:
         """Compare a package's functions, but those that are as main's; return the reports."""

@@ -37,6 +37,8 @@ def test_a_bundle_has_packages_vocabulary_contract_and_comparison(bundle):
     assert packages == {f"{name}.mlpackage" for name in names}
     assert {f for f in files if ".mlpackage/" not in f} == {
         "README.md", "Resources/merges.txt", "Resources/vocab.json", "macai.json", "verify.json",
+        "golden.safetensors", "swift/GenerateView.swift", "swift/SelfTest.swift",
+        *(f"metadata/{name}.json" for name in names),
     }  # fmt: skip
 
 
