@@ -33,7 +33,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A folder with train.jsonl and valid.jsonl, or one .jsonl; a folder of pictures."
+            help="A folder with train.jsonl and valid.jsonl, or one file; a folder of pictures."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the result.")] = Path("runs/adapter"),

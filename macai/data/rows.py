@@ -1,4 +1,4 @@
-"""Read training rows: JSONL files, each row checked, all bad ones reported at once."""
+"""Read training rows: each is checked, and all bad ones are reported at once."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from macai.data.tables import raw_rows, split_file
 from macai.errors import DataError
 
 ROLES: Final = ("system", "user", "assistant", "tool")
@@ -48,7 +49,9 @@ class Splits:
 
 
 def read_splits(path: Path) -> Splits:
-    """Read a folder with train.jsonl and valid.jsonl (test.jsonl if present), or one .jsonl file.
+    """Read a folder with train.jsonl and valid.jsonl (test.jsonl if present), or one file.
+
+    Each may be .csv or .parquet instead.
 
     Of one file a tenth becomes the validation set (at least one row), chosen by a hash of each row,
     so that adding rows does not move the others between the two.
@@ -60,17 +63,17 @@ def read_splits(path: Path) -> Splits:
         raise DataError(f"{path}: no such file or folder", hint="--data takes a .jsonl or a folder")
     if path.is_file():
         return _split(read_rows(path))
-    missing = [f"{s}.jsonl" for s in ("train", "valid") if not (path / f"{s}.jsonl").is_file()]
-    if missing:
+    files = {split: split_file(path, split) for split in SPLITS}
+    if missing := [f"{split}.jsonl" for split in ("train", "valid") if files[split] is None]:
         raise DataError(
             f"{path}: no {' and no '.join(missing)} in it",
-            hint="a data folder holds train.jsonl and valid.jsonl; or give one .jsonl file",
+            hint="a data folder holds train.jsonl and valid.jsonl, or .csv or .parquet",
         )
     splits: list[list[Row]] = []
     errors: list[DataError] = []
-    for file in (path / f"{split}.jsonl" for split in SPLITS):
+    for file in files.values():
         try:
-            splits.append(read_rows(file) if file.is_file() else [])
+            splits.append(read_rows(file) if file else [])
         except DataError as e:
             errors.append(e)
     if errors:
@@ -79,23 +82,15 @@ def read_splits(path: Path) -> Splits:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read one JSONL file; blank lines are skipped.
+    """Read one file: see `macai.data.tables.raw_rows`.
 
     Raises:
         DataError: the file cannot be read or holds no rows, or some rows are bad: all of them.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as e:
-        raise DataError(
-            f"{path}: cannot be read: {e.strerror}", hint="--data takes a .jsonl file of rows"
-        ) from e
     rows, problems = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, raw in raw_rows(path):
         try:
-            rows.append(_parse(line, f"{path}:{number}"))
+            rows.append(_parse(raw, f"{path}:{number}"))
         except (ValueError, RecursionError) as e:
             problems.append(f"{path}:{number}: {e}")
     if problems:
@@ -117,13 +112,8 @@ _FORMS = (
 )
 
 
-def _parse(line: bytes, source: str) -> Row:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as e:
-        raise ValueError(f"not UTF-8 at byte {e.start}") from e
-    except json.JSONDecodeError as e:
-        raise ValueError(f"not valid JSON: {e.msg} at column {e.colno}") from e
+def _parse(raw: bytes | dict[str, Any], source: str) -> Row:
+    value = _decode(raw) if isinstance(raw, bytes) else raw
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, not an object")
     forms = [form for form in ("messages", "prompt", "text") if form in value]
@@ -138,6 +128,15 @@ def _parse(line: bytes, source: str) -> Row:
         prompt, completion = _text(value, "prompt"), _text(value, "completion")
         return Row(source=source, prompt=prompt, completion=completion)
     return Row(source=source, text=_text(value, "text"))
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as e:
+        raise ValueError(f"not UTF-8 at byte {e.start}") from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f"not valid JSON: {e.msg} at column {e.colno}") from e
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

@@ -89,8 +89,9 @@ class Data:
     """What is learnt from.
 
     Attributes:
-        path: A folder or .jsonl file of rows. Relative to the recipe's file when written in one,
-            to the current folder in `--set`; absolute once loaded. None: it must come from --data.
+        path: A folder or file of rows: .jsonl, .csv or .parquet. Relative to the recipe's file when
+            written in one, to the current folder in `--set`; absolute once loaded. None: it must
+            come from --data.
         max_length: Tokens a row may have.
         truncation: What becomes of a longer row: it stops the run, is left out, loses its end, or
             is cut so that it keeps its end.
