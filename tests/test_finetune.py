@@ -16,6 +16,7 @@ from macai.finetune import finetune
 from macai.models.adapter import adapter_weights, load_adapter
 from macai.models.load import load_model
 from macai.recipe import Adapter, Batch, Data, Optimizer, Recipe, Schedule, Train, load_recipe
+from macai.train import job
 from macai.train import run as run_module
 from macai.train.checkpoint import load_checkpoint
 from macai.train.evaluate import mean_loss
@@ -200,6 +201,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(run, tmp_path, u
     assert untimed(asdict(resumed[-1])) | {"adapter": ""} == untimed(asdict(events[-1])) | {
         "adapter": ""
     }
+
+
+def test_every_row_is_learnt_once_in_each_epoch_of_a_run_that_is_stopped(
+    run, tmp_path, monkeypatch
+):
+    def note(examples, plan, **options):
+        seen.extend(plan.rows)
+        return real(examples, plan, **options)
+
+    seen, real, out = [], job.make_batch, tmp_path / "run"
+    monkeypatch.setattr(job, "make_batch", note)
+    run(small(), out, stop_at=3)
+    run(small(), out, stop_at=11, resume=True)
+    run(small(), out, resume=True)
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
+    assert seen[:20] != seen[20:]
 
 
 def test_a_run_resumed_twice_is_the_uninterrupted_one(run, tmp_path, uninterrupted):
