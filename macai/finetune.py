@@ -20,7 +20,8 @@ import mlx.optimizers as optim
 from macai.data.batches import Plan, divide, few_shapes, plan_epoch, shared_prefix
 from macai.data.check import require_apart
 from macai.data.rows import read_splits
-from macai.data.tokens import Example, Prepared, prepare
+from macai.data.tokens import Example, Prepared
+from macai.errors import UsageError
 from macai.files import refuse_existing
 from macai.models.adapter import CONFIG, WEIGHTS, AdapterConfig
 from macai.models.arrays import named_arrays
@@ -34,12 +35,14 @@ from macai.recipe import Recipe, differences, dumps, load_any_recipe
 from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.evaluate import mean_loss
 from macai.train.events import Event, Started, Validated, Validating
-from macai.train.gradient import Gradient
 from macai.train.job import Job, training_ops
 from macai.train.loop import train
 from macai.train.loss import Logits, logits_for
+from macai.train.losses import LOSSES
+from macai.train.losses.compared import Options
 from macai.train.machine import workers_for
 from macai.train.memory import limited_memory
+from macai.train.objective import Objective, PairObjective, TokenObjective
 from macai.train.optimizer import make_optimizer
 from macai.train.progress import Progress
 from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
@@ -64,6 +67,7 @@ class _Run:
     steps_per_epoch: int
     fingerprint: dict[str, str]
     method: Method
+    objective: Objective
     progress: Progress
     prefix: int = 0
 
@@ -98,7 +102,8 @@ def finetune(
     read = read_splits(data)
     if limits.strict:
         require_apart(read, hint="take them out of one; data.strict = false trains all the same")
-    sets = prepare(
+    objective = _objective(recipe)
+    sets = objective.prepare(
         [read.train, read.valid],
         tokenizer,
         max_length=limits.max_length,
@@ -112,7 +117,7 @@ def finetune(
     else:
         _write_start(run)
     yield _started(run, sets)
-    gradient = Gradient(loaded.model, run.logits)
+    gradient = objective.gradient(loaded.model, run.logits)
     ops = training_ops(loaded.model, recompute=recipe.batch.recompute)
     with limited_memory(), ops, Team(loaded.model, gradient, _job(run)) as team:
         yield from _steps(run, team, should_stop)
@@ -150,6 +155,7 @@ def _set_up(
         steps_per_epoch=0,
         fingerprint=_fingerprint(recipe, base, [*train, *valid]),
         method=method,
+        objective=_objective(recipe),
         progress=progress,
     )
     run.prefix = _prefix(run)
@@ -179,6 +185,22 @@ def _method(recipe: Recipe, loaded: LoadedModel, base: Identity) -> Method:
     return AdapterMethod(config=config, paths=paths, seed=recipe.train.seed)
 
 
+def _objective(recipe: Recipe) -> Objective:
+    """Return what the recipe's loss means."""
+    options = asdict(recipe.loss)
+    name = options.pop("name")
+    if name == "sft":
+        return TokenObjective(label_smoothing=recipe.loss.label_smoothing)
+    changes_base = recipe.adapter.method == "full" or recipe.adapter.modules_to_save
+    if LOSSES[name].needs_reference and changes_base:
+        raise UsageError(
+            f'loss.name = "{name}" compares with the model without its adapter, and training '
+            "weights of the model itself would change that as well",
+            hint='use an adapter without modules_to_save, or loss.name = "orpo" or "simpo"',
+        )
+    return PairObjective(loss=LOSSES[name], options=Options(**options))
+
+
 def _prefix(run: _Run) -> int:
     """Return how many tokens to compute once for all rows of a part; 0 if it does not pay.
 
@@ -189,7 +211,8 @@ def _prefix(run: _Run) -> int:
     if prefix < LEAST_PREFIX or run.recipe.adapter.dropout:
         return 0
     parts = sum(len(step) for step in _plan(run, epoch=0))
-    if len(run.train) < LEAST_ROWS * parts or not can_share_prefix(run.loaded.model):
+    rows = len(run.objective.lengths(run.train))
+    if rows < LEAST_ROWS * parts or not can_share_prefix(run.loaded.model):
         return 0
     return prefix
 
@@ -203,6 +226,7 @@ def _job(run: _Run) -> Job:
         examples=run.train,
         pad_id=run.pad_id,
         prefix=run.prefix,
+        objective=run.objective,
         recompute=run.recipe.batch.recompute,
     )
 
@@ -265,6 +289,7 @@ def _validate(run: _Run, note: Log) -> Iterator[Event]:
         tokens=run.recipe.batch.tokens,
         pad_id=run.pad_id,
         prefix=run.prefix,
+        objective=run.objective,
     )
     loss = math.nan
     for done, total, mean in events:
@@ -284,7 +309,7 @@ def _validate(run: _Run, note: Log) -> Iterator[Event]:
 
 def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
     """Return the steps of an epoch, each cut into parts for the workers to take in turns."""
-    batch, lengths = run.recipe.batch, [e.read_tokens for e in run.train]
+    batch, lengths = run.recipe.batch, run.objective.lengths(run.train)
     steps = plan_epoch(
         lengths,
         tokens=batch.tokens,
@@ -335,7 +360,8 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
     """Return hashes of all that decides the result: a resumed run must have the same."""
     rows = hashlib.sha256()
     for example in examples:
-        rows.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + b"\n")
+        end = b"\n" if example.good else b"bad\n"
+        rows.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + end)
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
     free = ("save_every", "workers", "recompute")  # but workers change the result by rounding
     for table in ("train", "batch"):
@@ -351,8 +377,8 @@ def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
     plans = [plan for step in _plan(run, epoch=0) for plan in step]
     parameters = named_arrays(run.loaded.model.trainable_parameters()).values()
     return Started(
-        train_rows=len(run.train),
-        valid_rows=len(run.valid),
+        train_rows=len(run.objective.lengths(run.train)),
+        valid_rows=len(run.objective.lengths(run.valid)),
         dropped_rows=sum(s.dropped for s in sets),
         shortened_rows=sum(s.shortened for s in sets),
         trainable_parameters=sum(p.size for p in parameters),
@@ -360,6 +386,6 @@ def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
         steps_per_epoch=run.steps_per_epoch,
         first_step=run.progress.step,
         shared_prefix=run.prefix,
-        real_share=sum(e.read_tokens for e in run.train) / sum(p.padded_tokens for p in plans),
+        real_share=sum(run.objective.lengths(run.train)) / sum(p.padded_tokens for p in plans),
         workers=run.progress.workers,
     )

@@ -12,10 +12,11 @@ from macai.models.adapter import load_adapter
 from macai.models.arrays import named_arrays
 from macai.models.fuse import fuse
 from macai.models.load import load_model
-from macai.recipe import Adapter, Batch, Optimizer, Recipe, Schedule, Train
+from macai.recipe import Adapter, Batch, Loss, Optimizer, Recipe, Schedule, Train
 from macai.train.checkpoint import load_checkpoint
 from macai.train.events import Stopped, Summary
 from macai.train.loop import Report
+from macai.train.losses import LOSSES
 
 IDS = mx.array([[5, 80, 33, 7, 260, 9]])
 TARGETS = ("q_proj", "down_proj")
@@ -40,6 +41,13 @@ CASES = {
     "lion": {"optimizer": {"name": "lion"}},
     "muon": {"adapter": {"method": "full"}, "optimizer": {"name": "muon"}},
     "wsd": {"schedule": {"name": "wsd", "floor": 0.1, "decay": 0.5}},
+    "dpo": {"loss": {"name": "dpo", "beta": 0.5}},
+    "dora, dpo": {"adapter": {"method": "dora"}, "loss": {"name": "dpo", "beta": 0.5}},
+    "orpo": {"loss": {"name": "orpo"}},
+    "orpo, full": {"adapter": {"method": "full"}, "loss": {"name": "orpo"}},
+    "simpo": {"loss": {"name": "simpo", "beta": 2.0}},
+    "kto": {"loss": {"name": "kto", "beta": 0.5}},
+    "label smoothing": {"loss": {"label_smoothing": 0.1}},
 }
 
 
@@ -51,6 +59,7 @@ def recipe(case):
     return Recipe(
         model="tiny",
         adapter=Adapter(**adapter),
+        loss=Loss(**values.get("loss", {})),
         optimizer=Optimizer(**{"learning_rate": 3e-3} | values.get("optimizer", {})),
         schedule=Schedule(**{"warmup_steps": 1} | values.get("schedule", {})),
         batch=Batch(tokens=256),
@@ -61,17 +70,39 @@ def recipe(case):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows = (
-        {"prompt": f"What is {i} plus {i}?", "completion": f"It is {2 * i}."} for i in range(24)
-    )
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    numbers = range(24)
+    rows = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}."} for i in numbers]
+    for row in rows:
+        n = int(row["prompt"].split()[2])
+        row |= {"label": n % 3 != 0, "chosen": row["completion"], "rejected": f"No, {n}, no."}
+    for form, keys in FORMS.items():
+        write(file.with_name(f"{form}.jsonl"), [{k: row[k] for k in keys} for row in rows])
     return file
+
+
+FORMS = {
+    "sft": ("prompt", "completion"),
+    "pairs": ("prompt", "chosen", "rejected"),
+    "labels": ("prompt", "completion", "label"),
+}
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rows_for(case, data):
+    name = recipe(case).loss.name
+    form = "sft" if name == "sft" else LOSSES[name].form
+    return data.with_name(f"{form}.jsonl")
 
 
 def run(case, tiny_dir, data, out, *, stop_at=None, **options):
     loaded, done, events = load_model(tiny_dir), [0], []
     stop = {"should_stop": lambda: done[0] == stop_at}
-    for event in finetune(recipe(case), loaded, data=data, out=out, **stop, **options):
+    for event in finetune(
+        recipe(case), loaded, data=rows_for(case, data), out=out, **stop, **options
+    ):
         done[0] = event.step if isinstance(event, Report) else done[0]
         events.append(event)
     return loaded, events

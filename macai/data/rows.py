@@ -30,6 +30,8 @@ class Row:
 
     Attributes:
         source: Where it was read, "file:line".
+        chosen: With `rejected` in place of a completion: the better answer and the worse.
+        label: With a completion: whether it is a good one.
     """
 
     source: str
@@ -37,6 +39,9 @@ class Row:
     prompt: str | None = None
     completion: str | None = None
     text: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,7 @@ def _parse(raw: bytes | dict[str, Any], source: str) -> Row:
     if forms == ["messages"]:
         return Row(source=source, messages=_messages(value["messages"]))
     if forms == ["prompt"]:
-        prompt, completion = _text(value, "prompt"), _text(value, "completion")
-        return Row(source=source, prompt=prompt, completion=completion)
+        return _prompted(value, source)
     return Row(source=source, text=_text(value, "text"))
 
 
@@ -137,6 +141,19 @@ def _decode(line: bytes) -> Any:
         raise ValueError(f"not UTF-8 at byte {e.start}") from e
     except json.JSONDecodeError as e:
         raise ValueError(f"not valid JSON: {e.msg} at column {e.colno}") from e
+
+
+def _prompted(value: dict[str, Any], source: str) -> Row:
+    prompt = _text(value, "prompt")
+    if "chosen" in value or "rejected" in value:
+        chosen, rejected = _text(value, "chosen"), _text(value, "rejected")
+        if chosen == rejected:
+            raise ValueError("'chosen' and 'rejected' are the same")
+        return Row(source=source, prompt=prompt, chosen=chosen, rejected=rejected)
+    label = value.get("label")
+    if label is not None and not isinstance(label, bool):
+        raise ValueError("'label' is not true or false")
+    return Row(source=source, prompt=prompt, completion=_text(value, "completion"), label=label)
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
@@ -202,4 +219,6 @@ def row_digest(row: Row) -> bytes:
     """Return a hash of what the row says, 32 bytes; where it stands is no part of it."""
     said: Iterable[str] = (f"{m.role}\0{m.content}" for m in row.messages)
     text = "\0".join([*said, row.prompt or "", row.completion or "", row.text or ""])
+    if row.chosen is not None:
+        text += f"\0{row.chosen}\0{row.rejected}"
     return hashlib.sha256(text.encode()).digest()

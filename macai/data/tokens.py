@@ -1,7 +1,7 @@
 """Rows to token ids with a mask of what is learnt."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -37,11 +37,13 @@ class Example:
     Attributes:
         ids: int32 [L].
         learn: bool [L]; True where the token is predicted and its loss counts. The first is never.
+        good: Whether the answer is one to learn; only `macai.data.pairs` reads it.
     """
 
     ids: NDArray[np.int32]
     learn: NDArray[np.bool_]
     source: str
+    good: bool = True
 
     @property
     def learnt_tokens(self) -> int:
@@ -95,13 +97,18 @@ def prepare(
 
     prepared = [_prepare(rows, tokenizer, max_length, fit, problems) for rows in splits]
     if problems:
-        kinds = {type(e) for e in problems.values()}
-        raise bad_rows(list(problems), hint=_HINTS.get(kinds.pop()) if len(kinds) == 1 else None)
+        raise bad_rows(list(problems), hint=hint_for(problems.values()))
     if not all(split.examples for split in prepared):
         raise DataError(
             "no row is left to learn from", hint=f"all are over max_length = {max_length} tokens"
         )
     return prepared
+
+
+def hint_for(problems: Collection[ValueError]) -> str | None:
+    """Return what to do about problems that are all of one kind, or None."""
+    kinds = {type(e) for e in problems}
+    return _HINTS.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _prepare(
@@ -137,6 +144,8 @@ def tokenise(row: Row, tokenizer: Any) -> Example:
     Raises:
         ValueError: no chat template, or one that changes what the assistant said.
     """
+    if row.chosen is not None:
+        raise ValueError("has 'chosen' and 'rejected': set loss.name to dpo, orpo or simpo")
     if row.text is not None:
         return _text_example(row, tokenizer)
     messages = row.messages

@@ -30,6 +30,8 @@ class DoRALinear(LoRALinear):
     def __call__(self, x: mx.array) -> mx.array:
         """[..., in] -> [..., out], in the type of `x`."""
         y = super().__call__(x)
+        if not self.active:
+            return y
         ratio = self.ratio().astype(x.dtype)
         if "bias" not in self.linear:
             return y * ratio

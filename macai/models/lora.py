@@ -1,7 +1,8 @@
 """Low-rank adapters (Hu et al., arXiv:2106.09685) put into and taken out of any mlx-lm model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -35,11 +36,14 @@ class LoRALinear(nn.Module):
         self.linear = linear
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
+        self.active = True
         self.lora_A = mx.random.uniform(-bound, bound, (rank, in_features), key=key)
         self.lora_B = mx.zeros((out_features, rank))
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., in] -> [..., out], in the type of `x`: a float32 product would promote the rest."""
+        if not self.active:
+            return self.linear(x)
         low = self.dropout(x) @ self.lora_A.T.astype(x.dtype)
         return mx.addmm(self.linear(x), low, self.lora_B.T.astype(x.dtype), alpha=self.scale)
 
@@ -181,6 +185,19 @@ def require_used(patterns: PeftConfig, paths: Sequence[str]) -> None:
             f"no adapted layer is called {', '.join(map(repr, unused))}",
             hint="a key of rank_pattern and alpha_pattern is the end of a path, such as 'q_proj'",
         )
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Meanwhile, have `model` compute what its base does; what is trained whole stays as it is."""
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.active = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.active = True
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

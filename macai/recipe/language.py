@@ -63,6 +63,30 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What is made small.
+
+    Attributes:
+        name: sft learns what is said. The others learn which of two answers is better, from rows of
+            {"prompt", "chosen", "rejected"}; kto from {"prompt", "completion", "label"}.
+        label_smoothing: In sft the share of a token's loss that goes to all other tokens; in dpo
+            the share of rows whose answers are thought to be the wrong way round.
+        beta: How closely dpo and kto stay to the model without the adapter, and how steep simpo's
+            comparison is, which needs 2 or more; in orpo the weight of the comparison.
+        margin: By how much simpo wants the better answer to be the likelier one.
+        good_weight: Of kto's rows whose label is true.
+        bad_weight: Of those whose label is false.
+    """
+
+    name: Literal["sft", "dpo", "orpo", "kto", "simpo"] = "sft"
+    label_smoothing: float = number(0.0, 0, 0.5, high_included=False)
+    beta: float = number(0.1, 0, low_included=False)
+    margin: float = number(0.5, 0)
+    good_weight: float = number(1.0, 0)
+    bad_weight: float = number(1.0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """How many rows make a step.
 
@@ -141,6 +165,7 @@ class Recipe:
     model: str
     kind: Literal["language"] = "language"
     adapter: Adapter = Adapter()
+    loss: Loss = Loss()
     optimizer: Optimizer = OPTIMIZER
     schedule: Schedule = SCHEDULE
     batch: Batch = Batch()

@@ -42,9 +42,10 @@ class Sums:
 class Gradient:
     """Computes `Sums` in this process."""
 
-    def __init__(self, model: nn.Module, logits: Logits) -> None:
+    def __init__(self, model: nn.Module, logits: Logits, *, label_smoothing: float = 0.0) -> None:
         self._model = model
         self._logits = logits
+        self._smoothing = label_smoothing
         self._by_mlx = nn.value_and_grad(model, next_token_loss)
         self._on_cpu = mx.default_device() == mx.cpu
         probe = mx.zeros((1, 1), mx.int32), mx.zeros(1, mx.int32)
@@ -65,7 +66,7 @@ class Gradient:
             if self._on_cpu:
                 loss, new = self._in_two_passes(batch)
             else:
-                loss, new = self._by_mlx(self._model, batch, self._logits)
+                loss, new = self._by_mlx(self._model, batch, self._logits, self._smoothing)
             self._model.update(parameters)  # tracing left its own arrays in the model
             grads = new if grads is None else tree_map(mx.add, grads, new)
             mx.eval(loss, grads)
@@ -97,4 +98,4 @@ class Gradient:
         slope = mx.zeros((batch.targets.size, self._vocabulary))
         mx.eval(slope)
         (scores,), grads = mx.vjp(forward, list(parameters.values()), [slope])
-        return cross_entropy(scores, batch, slope), grads
+        return cross_entropy(scores, batch, slope, self._smoothing), grads

@@ -15,14 +15,15 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from macai.data.batches import Batch, Plan, make_batch
+from macai.data.batches import Plan
 from macai.data.tokens import Example
 from macai.models.arrays import named_arrays, scalar
 from macai.models.cpu_ops import cpu_ops
 from macai.models.load import load_network
 from macai.models.recompute import recomputed
-from macai.train.gradient import Gradient, Sums
+from macai.train.gradient import Sums
 from macai.train.loss import logits_for
+from macai.train.objective import TOKENS, Objective
 
 Made = Iterable[tuple[int, Callable[[], Any]]]
 """Of each part its number in the step, and what makes its batch."""
@@ -76,6 +77,7 @@ class Job:
         examples: What the rows of a plan are indices into.
         pad_id: See `macai.data.batches.make_batch`.
         prefix: As well.
+        objective: What is made small.
         recompute: See `training_ops`.
     """
 
@@ -85,12 +87,14 @@ class Job:
     examples: Sequence[Example]
     pad_id: int
     prefix: int
+    objective: Objective = TOKENS
     recompute: bool = False
 
-    def made(self, parts: Iterable[tuple[int, Plan]]) -> Iterator[tuple[int, Callable[[], Batch]]]:
+    def made(self, parts: Iterable[tuple[int, Plan]]) -> Iterator[tuple[int, Callable[[], Any]]]:
         """Yield the number of each part and what makes its batch."""
         for number, plan in parts:
-            make = partial(make_batch, self.examples, plan, pad_id=self.pad_id, prefix=self.prefix)
+            options = {"pad_id": self.pad_id, "prefix": self.prefix}
+            make = partial(self.objective.batch, self.examples, plan, **options)
             yield number, make
 
     def opened(self) -> Opened:
@@ -99,7 +103,7 @@ class Job:
         logits = logits_for(model)
         self.prepare(model)
         ops = training_ops(model, recompute=self.recompute)
-        return Opened(model, Gradient(model, logits), ops)
+        return Opened(model, self.objective.gradient(model, logits), ops)
 
 
 @contextmanager

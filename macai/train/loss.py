@@ -34,15 +34,20 @@ def logits_for(model: nn.Module) -> Logits:
     return _picked if same else _whole
 
 
-def next_token_loss(model: nn.Module, batch: Batch, logits: Logits) -> mx.array:
+def next_token_loss(
+    model: nn.Module, batch: Batch, logits: Logits, label_smoothing: float = 0.0
+) -> mx.array:
     """Cross entropy of predicting each learnt token from those before it.
+
+    With label smoothing a token's loss is for so large a share the mean of those of all tokens.
 
     Returns:
         The sum over learnt tokens, float32 []; a sum, because the mean of a step is over all its
         micro-batches.
     """
     scores = scores_of(model, batch, logits)
-    return (nn.losses.cross_entropy(scores, batch.targets) * batch.weights).sum()
+    losses = nn.losses.cross_entropy(scores, batch.targets, label_smoothing=label_smoothing)
+    return (losses * batch.weights).sum()
 
 
 def scores_of(model: nn.Module, batch: Batch, logits: Logits) -> mx.array:
@@ -58,7 +63,24 @@ def loss_value(model: nn.Module, batch: Batch, logits: Logits) -> float:
     return scalar(next_token_loss(model, batch, logits))
 
 
-def cross_entropy(scores: mx.array, batch: Batch, slope: mx.array | None = None) -> float:
+def token_losses(scores: mx.array, batch: Batch) -> mx.array:
+    """Return the cross entropy of each token, padding included, float32 [N]."""
+    if mx.default_device() != mx.cpu:
+        return nn.losses.cross_entropy(scores, batch.targets)
+    mx.eval(scores)
+    values, targets = np.asarray(scores), np.asarray(batch.targets)
+    with np.errstate(all="ignore"):
+        top = values.max(axis=-1)
+        total = np.exp(values - top[:, None]).sum(axis=-1)
+        return mx.array(np.log(total) + top - values[np.arange(len(targets)), targets])
+
+
+def cross_entropy(
+    scores: mx.array,
+    batch: Batch,
+    slope: mx.array | None = None,
+    label_smoothing: float = 0.0,
+) -> float:
     """Return `next_token_loss` of these scores, computed by numpy: for the CPU backend.
 
     MLX calls the C library's exp once an element there, 12 ns each, and does it again for the
@@ -68,6 +90,7 @@ def cross_entropy(scores: mx.array, batch: Batch, slope: mx.array | None = None)
         scores: float32 [N, V].
         batch: Its targets and weights are read.
         slope: float32 [N, V], evaluated; is given the gradient with respect to `scores`.
+        label_smoothing: See `next_token_loss`.
     """
     mx.eval(scores)
     values, targets, weights = map(np.asarray, (scores, batch.targets, batch.weights))
@@ -78,10 +101,14 @@ def cross_entropy(scores: mx.array, batch: Batch, slope: mx.array | None = None)
         np.subtract(values, top[:, None], out=powers)
         np.exp(powers, out=powers)
         total = powers.sum(axis=-1)
-        losses = np.log(total) + top - values[rows, targets]
+        losses = np.log(total) + top - (1 - label_smoothing) * values[rows, targets]
         if slope is not None:  # softmax(scores), less one at the target
             powers *= (weights / total)[:, None]
-            powers[rows, targets] -= weights
+            powers[rows, targets] -= weights * (1 - label_smoothing)
+        if label_smoothing:
+            losses -= label_smoothing * values.mean(axis=-1)
+            if slope is not None:
+                powers -= (weights * (label_smoothing / values.shape[-1]))[:, None]
         return float((losses * weights).sum())
 
 
