@@ -5,7 +5,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from macai.models.lora import LoRALinear, dense_weight
+from macai.models.load import dense_weight
+from macai.models.lora import LoRALinear
 
 
 class DoRALinear(LoRALinear):

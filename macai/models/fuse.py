@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -44,9 +45,12 @@ def write_model(
     folder: Path,
     *,
     dtype: FloatType,
+    quantization: dict[str, Any] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
     """Write model, config and tokenizer files to an existing empty folder.
+
+    `quantization` is what config.json says of quantised layers, where there are any.
 
     Raises:
         AdapterError: a weight is not finite in `dtype`; the layer is named.
@@ -69,6 +73,8 @@ def write_model(
         metadata = {"metadata": {"total_size": total}, "weight_map": index}
         write_json(folder / "model.safetensors.index.json", metadata)
     config = {k: v for k, v in loaded.config.items() if k not in QUANTISATION_KEYS}
+    if quantization:
+        config |= dict.fromkeys(QUANTISATION_KEYS, quantization)
     write_json(folder / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
     for companion in companion_files(loaded.path):
         shutil.copyfile(companion, folder / companion.name)

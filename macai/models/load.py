@@ -148,6 +148,15 @@ def dequantise(model: nn.Module) -> None:
     model.update_modules(tree_map(_plain, model.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
+def dense_weight(linear: nn.Module) -> mx.array:
+    """Return the weight of a plain or quantised linear layer or embedding, float32 [out, in]."""
+    holder = nn.Module()
+    holder.layer = linear
+    dequantise(holder)
+    weight: mx.array = holder.layer.weight
+    return weight.astype(mx.float32)
+
+
 def _plain(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
         return module

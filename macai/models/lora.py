@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macai.errors import UsageError
-from macai.models.load import dequantise
+from macai.models.load import dense_weight
 from macai.models.peft_config import PeftConfig, names
 from macai.models.whole import train_whole
 
@@ -54,15 +54,6 @@ class LoRALinear(nn.Module):
     def merged_weight(self) -> mx.array:
         """Return the weight that does what this layer does without dropout, float32 [out, in]."""
         return dense_weight(self.linear) + self.delta()
-
-
-def dense_weight(linear: nn.Module) -> mx.array:
-    """Return the weight of a plain or quantised linear layer, float32 [out, in]."""
-    holder = nn.Module()
-    holder.layer = linear
-    dequantise(holder)
-    weight: mx.array = holder.layer.weight
-    return weight.astype(mx.float32)
 
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:

@@ -29,6 +29,7 @@ class Objective(Protocol):
         *,
         max_length: int,
         truncation: Truncation,
+        end_ids: frozenset[int] | None = None,
     ) -> list[Prepared]:
         """Tokenise rows, as `macai.data.tokens.prepare` does."""
         ...

@@ -163,3 +163,33 @@ def test_a_real_process_killed_while_it_writes_leaves_no_output(smollm2_dir, tmp
     assert process.returncode == 143
     assert "Traceback" not in err
     assert names(place) == []
+
+
+def test_bits_are_measured_on_rows_and_what_is_needed_is_given(macai, folder, adapter, tmp_path):
+    rows = tmp_path / "held.jsonl"
+    texts = ({"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(9))
+    rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    command = ("fuse", "--model", folder, "--adapter", adapter, "--out", tmp_path / "out")
+    refused = macai(*command, "--bits", 2, "--data", rows)
+    assert (refused.code, refused.out) == (1, "")
+    assert "more bits are needed by" in refused.err
+    assert not (tmp_path / "out").exists()
+    result = macai(*command, "--bits", 2, "--data", rows, "--raise-bits", "--json")
+    assert result.code == 0
+    facts = json.loads(result.out)
+    assert facts["bits"] == 2
+    assert facts["agreement"] >= 0.99
+    assert facts["raised"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--bits", 4), "--bits and --data belong together"), (("--bits", 7), "--bits 7")],
+)
+def test_bits_that_cannot_be_measured_or_are_none_are_refused(
+    macai, folder, adapter, tmp_path, options, message
+):
+    command = ("fuse", "--model", folder, "--adapter", adapter, "--out", tmp_path / "out")
+    result = macai(*command, *options)
+    assert result.code == 1
+    assert message in result.err

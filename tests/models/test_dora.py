@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from macai.models.dora import DoRALinear
-from macai.models.lora import dense_weight
+from macai.models.load import dense_weight
 
 OPTIONS = {"rank": 4, "scale": 1.5, "dropout": 0.0, "key": mx.random.key(0)}
 BASES = [(bits, "affine") for bits in (2, 3, 4, 5, 6, 8)] + [(4, "mxfp4")]
