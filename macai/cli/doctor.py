@@ -44,7 +44,8 @@ def doctor(
 
     With PACKAGE: look in a saved Core ML package, whoever made it, for every trap that is known;
     nothing is run. docs/lint.md explains each. Of a bundle of Stable Diffusion: what Apple's
-    package, Mochi Diffusion, Guernika and swift-coreml-diffusers will stumble over. Of an adapter's file: what it is, if it is whole.
+    package, Mochi Diffusion, Guernika and swift-coreml-diffusers will stumble over. Of an adapter's
+    file: what it is, if it is whole.
     The exit code is 1 if there are errors; without PACKAGE, if something is broken that every
     command needs.
 
