@@ -125,9 +125,16 @@ def export_llm(
     if problems := [f"{n}: {p}" for n, r in reports.items() for p in r["problems"]]:
         raise ExportError(
             "the package does not agree with the model: " + "; ".join(problems),
-            hint="--precision fp32 tells whether float16 is the reason",
+            hint=_remedy(export, reports),
         )
     return manifest, reports
+
+
+def _remedy(export: Export, reports: Mapping[str, dict[str, Any]]) -> str:
+    overflows = any(r.get("float16", {}).get("overflows") for r in reports.values())
+    if overflows and not export.profile.float32:
+        return "--profile gpu keeps in float32 what float16 cannot hold"
+    return "--precision fp32 tells whether float16 is the reason"
 
 
 def reference(path: Path, adapter: Path | None) -> LoadedModel:
