@@ -61,6 +61,12 @@ def sd(
     guidance: Annotated[
         float | None, typer.Option(help="Of an LCM whose U-Net takes it: it is in the package.")
     ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            min=2, max=8, help="Of the U-Net's weights: 2, 4, 6, 8, or a mean in between."
+        ),
+    ] = None,
     chunk: Annotated[
         float | None,
         typer.Option(
@@ -111,6 +117,7 @@ def sd(
         name=name or Path(model).name,
         variant=variant,
         form=form,
+        bits=bits,
         most_bytes=int(chunk * 1e6) if chunk else None,
         sizes=[(w, h) for w, h in sizes[1:] if w and h],
         timesteps=timesteps if verify else 0,

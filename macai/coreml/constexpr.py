@@ -3,9 +3,12 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from coremltools.converters.mil._deployment_compatibility import AvailableTarget
+from coremltools.converters.mil.mil.block import curr_opset_version
 from coremltools.converters.mil.mil.types import string_to_nptype
 
 from macai.coreml.builder import mb
+from macai.coreml.few_values import packed
 from macai.coreml.stored import Blocks, Palette, Stored
 from macai.errors import ExportError
 
@@ -51,6 +54,18 @@ def _palette(lowering: "Lowering", stored: Palette, mil_type: str, name: str) ->
         return dense
     scale = lowering.part(_float(stored.scale, mil_type, name), mil_type, f"{name}.scale")
     return mb.constexpr_blockwise_shift_scale(data=dense, scale=scale)
+
+
+def of_few_values(lowering: "Lowering", stored: Palette, mil_type: str, name: str) -> "Var":
+    """Return a palette of one table as a MIL value, in the form of the function's target."""
+    if curr_opset_version() >= AvailableTarget.iOS18:
+        return expanded(lowering, stored, mil_type, name)
+    table = _float(stored.tables.reshape(-1), mil_type, name)
+    return mb.constexpr_lut_to_dense(
+        indices=lowering.part(packed(stored), "uint8", f"{name}.indices"),
+        lut=lowering.part(table, mil_type, f"{name}.lut"),
+        shape=np.array(stored.indices.shape, np.uint32),
+    )
 
 
 def _float(array: np.ndarray, mil_type: str, name: str) -> np.ndarray:

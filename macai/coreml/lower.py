@@ -11,7 +11,8 @@ from coremltools.converters.mil.mil import Function, types
 from coremltools.converters.mil.mil.types.symbolic import any_symbolic, is_symbolic
 
 from macai.coreml.builder import mb
-from macai.coreml.constexpr import constant, expanded
+from macai.coreml.constexpr import constant, expanded, of_few_values
+from macai.coreml.few_values import palette_of
 from macai.coreml.graph import Graph, Node, Value
 from macai.coreml.ops import OPS, Var
 from macai.coreml.ops.sizes import extents, of_shape
@@ -46,12 +47,14 @@ class Settings:
         fused_attention: Whether attention is one op (iOS 18); else matmul, softmax, matmul.
         compress: How a named matrix of a Linear or a Take is stored, asked with its path and its
             array; None, or a None it returns, leaves it as it is. See compress.Compression.
+        palettes: Whether a weight of few distinct values is stored as a table of them.
     """
 
     precision: str = "fp16"
     positions: int | None = None
     fused_attention: bool = True
     compress: Compress | None = None
+    palettes: bool = False
 
 
 @dataclass(slots=True)
@@ -139,6 +142,8 @@ class Lowering:
         array = as_type(np.asarray(array), mil_type)
         if not name:
             return mb.const(val=array)
+        if self.settings.palettes and (found := palette_of(array)) is not None:
+            return of_few_values(self, found, mil_type, name)
         var = mb.const(val=array, name=mil_name(name))
         var.op.weight_id = f"{name}:{mil_type}"
         return var

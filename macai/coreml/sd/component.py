@@ -56,7 +56,7 @@ class Component:
             inputs={name: mx.zeros(f.shape, f.dtype) for name, f in self.inputs.items()},
             outputs=list(self.outputs),
             weights=module,
-            settings=Settings(precision=self.precision, fused_attention=False),
+            settings=Settings(precision=self.precision, fused_attention=False, palettes=True),
             passes=self.passes,
         )
 

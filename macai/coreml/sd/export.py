@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from macai.coreml.sd.form import (
 from macai.coreml.sd.golden import write_golden
 from macai.coreml.sd.manifest import PackageInfo, SdManifest
 from macai.coreml.sd.preflight import preflight
-from macai.coreml.sd.proof import Trial, let_go, summary
+from macai.coreml.sd.proof import Trial, let_go, summary, with_palettes
 from macai.coreml.sd.runner import Runner
 from macai.coreml.sd.sources import Sources
 from macai.diffusion.fingerprint import fingerprint
@@ -61,6 +61,8 @@ class SdExport:
         name: What the manifest calls it.
         variant: Which files of the checkpoint's folder it was opened with.
         form: What of the packages can be chosen.
+        bits: Of the U-Net's weights in tables of few values, 2, 4, 6, 8 or a mean in between; None
+            rounds them to float16 alone.
         most_bytes: A U-Net whose weights take more is cut into two packages.
         sizes: Width and height of other pictures: a function of each package.
         timesteps: How many the U-Net is compared at; 0 compares nothing.
@@ -70,6 +72,7 @@ class SdExport:
     name: str
     variant: str | None = None
     form: Form = field(default_factory=Form)
+    bits: float | None = None
     most_bytes: int | None = None
     sizes: Sequence[tuple[int, int]] = ()
     timesteps: int = 5
@@ -88,6 +91,10 @@ def export_sd(
     """
     for variant in variants.variants(export.form, export.sizes, {}):
         preflight(export.sources.checkpoint.configs, variant.form)
+    if export.bits is not None:
+        export = replace(
+            export, sources=with_palettes(export.sources, export.form, export.bits, progress)
+        )
     trial = Trial(export.sources, export.form, export.sizes, export.timesteps)
     resources = folder / RESOURCES
     resources.mkdir()
@@ -215,6 +222,7 @@ def _manifest(export: SdExport, packages: dict[str, PackageInfo]) -> SdManifest:
         compute_units=COMPUTE_UNITS[export.form.attention],
         minimum_os=dict(variants.MINIMUM_OS if functions else oldest),
         functions=functions,
+        palettes=dict(export.sources.palettes),
     )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from macai.coreml.sd.component import Component
 from macai.coreml.sd.form import TEXT_ENCODERS, Form, text_names
 from macai.coreml.sd.golden import golden
 from macai.coreml.sd.manifest import SdManifest
+from macai.coreml.sd.palettes import choose
 from macai.coreml.sd.runner import Runner
 from macai.coreml.sd.samples import Samples
 from macai.coreml.sd.sources import Sources
@@ -58,6 +60,7 @@ def verify_sd(
         UsageError: the model, the LoRAs or the ControlNets are not those it was made of.
     """
     _check_same(manifest, sources)
+    sources = replace(sources, palettes=manifest.palettes)
     trial = Trial(sources, manifest.form(), manifest.sizes(), timesteps)
     reports: dict[str, Report] = {}
     course: Trajectory | None = None
@@ -146,6 +149,25 @@ class Trial:
     def _is_new(self, variant: Variant, component: Component) -> bool:
         main = self._components[0][component.name]
         return variant.function == MAIN or variant.changes(component, main)
+
+
+def with_palettes(
+    sources: Sources, form: Form, bits_per_weight: float, progress: Progress
+) -> Sources:
+    """Return sources whose U-Net has palettes, of bits that are spent where they matter most."""
+    trial = Trial(sources, form, (), 2)
+    for made in trial.groups():
+        if made[0].part not in TEXT_ENCODERS and made[0].name != "Unet":
+            continue
+        module = sources.load(made[0])
+        if made[0].name != "Unet":
+            trial.try_module(made, module)
+            continue
+        samples = trial.samples.of(made[0])
+        bits = choose(module, made[0], samples, bits_per_weight, progress=progress)
+        let_go()
+        return replace(sources, palettes=bits)
+    raise ValueError("a model without a U-Net")
 
 
 def let_go() -> None:

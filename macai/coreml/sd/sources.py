@@ -9,6 +9,7 @@ import mlx.nn as nn
 from macai.coreml.sd.component import Component
 from macai.coreml.sd.components import components
 from macai.coreml.sd.form import Form
+from macai.coreml.sd.palettes import apply_palettes
 from macai.diffusion.fingerprint import fingerprint
 from macai.diffusion.image_settings import UsedFile
 from macai.diffusion.loading import Checkpoint
@@ -51,12 +52,14 @@ class Sources:
         loras: Fused in this order.
         controlnets: In the order in which an app names them.
         adapters: LoRAs that are not fused but functions of the packages, by their names.
+        palettes: Bits of the U-Net's weights by path, once LoRAs are fused: see palettes.py.
     """
 
     checkpoint: Checkpoint
     loras: Sequence[Lora] = ()
     controlnets: Sequence[ControlNet] = ()
     adapters: Mapping[str, Lora] = field(default_factory=dict)
+    palettes: Mapping[str, int] = field(default_factory=dict)
 
     def components(self, form: Form) -> list[Component]:
         """Return the packages; see components.components."""
@@ -64,7 +67,7 @@ class Sources:
         return components(self.checkpoint.configs, form, nets)
 
     def load(self, component: Component) -> nn.Module:
-        """Return the module that a component is made of, in float32, LoRAs in it."""
+        """Return the module that a component is made of, in float32, LoRAs and palettes in it."""
         for net in self.controlnets:
             if component.name == f"controlnet/{net.name}":
                 return net.checkpoint.load("controlnet", dtype="float32")
@@ -72,6 +75,8 @@ class Sources:
         module = self.checkpoint.load(part, dtype="float32")
         if self.loras and part != "vae":
             fuse({part: module}, [(lora.content, lora.scale) for lora in self.loras])
+        if part == "unet":
+            apply_palettes(module, self.palettes)
         return module
 
 

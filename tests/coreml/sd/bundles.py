@@ -75,6 +75,7 @@ def export_tiny(
     adapters=None,
     sizes=(),
     most_bytes=None,
+    bits=None,
     timesteps=2,
     **form,
 ):
@@ -86,6 +87,7 @@ def export_tiny(
         form=Form(**form),
         sizes=sizes,
         most_bytes=most_bytes,
+        bits=bits,
         timesteps=timesteps,
     )
     return export_sd(wanted, folder)

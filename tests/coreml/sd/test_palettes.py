@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from macai.coreml.sd.form import Form
+from macai.coreml.sd.manifest import read_sd_manifest
+from macai.coreml.sd.palettes import apply_palettes, choose, layers
+from macai.coreml.sd.proof import Trial, verify_sd, with_palettes
+from macai.coreml.sd.verify import psnr, reference
+from macai.errors import UsageError
+from macai.mil import open_package
+from tests.coreml.sd.bundles import export_tiny, sources
+from tests.diffusion.tiny import tiny_pipeline_dir
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
+    """A model whose matrices are large enough to have palettes."""
+    folder = tmp_path_factory.mktemp("wider") / "m"
+    return tiny_pipeline_dir(folder, block_out_channels=[32, 48])
+
+
+@pytest.fixture(scope="module")
+def tried(wider):
+    """The U-Net, what runs it, and samples."""
+    own = sources(wider)
+    trial = Trial(own, Form(), (), 2)
+    for made in trial.groups():
+        module = own.load(made[0])
+        if made[0].name == "Unet":
+            return module, made[0], trial.samples.of(made[0])
+        trial.try_module(made, module)
+    raise AssertionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["original", "split_einsum"])
+def test_a_package_has_the_palettes_and_is_what_the_rounded_model_is(wider, tmp_path, attention):
+    manifest, report = export_tiny(wider, tmp_path / "b", bits=4, attention=attention, timesteps=1)
+    assert report["passed"]
+    assert set(manifest.palettes.values()) == {4}
+    package = open_package(tmp_path / "b/Resources/Unet.mlpackage")
+    kinds = [op.type for op in package.functions["main"].operations]
+    assert kinds.count("constexpr_lut_to_dense") == len(manifest.palettes)
+    assert package.specification_version == 7
+    assert read_sd_manifest(tmp_path / "b").palettes == manifest.palettes
+    assert verify_sd(manifest, tmp_path / "b", sources(wider), timesteps=1)["passed"]
+
+
+@pytest.mark.slow
+def test_functions_share_palettes_of_the_newer_form(wider, tmp_path):
+    manifest, report = export_tiny(wider, tmp_path / "b", bits=6, sizes=[(48, 32)], timesteps=1)
+    assert report["passed"]
+    package = open_package(tmp_path / "b/Resources/Unet.mlpackage")
+    assert package.specification_version == 9
+    one = sum(op.type.startswith("constexpr") for op in package.functions["main"].operations)
+    assert one == len(manifest.palettes)
+
+
+@pytest.mark.slow
+def test_more_bits_are_closer_and_smaller_weights_are_left_alone(wider, tried):
+    _, component, samples = tried
+    plain, found = sources(wider).load(component), []
+    wanted = reference(component, plain, samples[:1])[0]["noise_pred"]
+    for bits in (2, 4, 6, 8):
+        module = sources(wider).load(component)
+        apply_palettes(module, choose(module, component, samples, bits))
+        found.append(psnr(reference(component, module, samples[:1])[0]["noise_pred"], wanted))
+        assert np.array_equal(module.conv_in.weight, plain.conv_in.weight)
+    assert found == sorted(found)
+    assert found[-1] - found[0] > 25
+
+
+@pytest.mark.slow
+def test_a_mean_number_of_bits_is_kept_and_measuring_changes_nothing(tried):
+    module, component, samples = tried
+    before = reference(component, module, samples[:1])[0]["noise_pred"]
+    bits = choose(module, component, samples, 4.5)
+    after = reference(component, module, samples[:1])[0]["noise_pred"]
+    assert np.array_equal(before, after)
+    sizes = {path: layer.weight.size for path, layer in layers(module).items()}
+    assert bits.keys() == sizes.keys()
+    mean = sum(sizes[path] * count for path, count in bits.items()) / sum(sizes.values())
+    assert 4.2 < mean <= 4.5
+    assert len(set(bits.values())) > 1
+
+
+def test_bits_and_paths_that_there_are_not_are_refused(wider, tried):
+    module, component, samples = tried
+    with pytest.raises(UsageError, match="9 bits per weight"):
+        choose(module, component, samples, 9)
+    with pytest.raises(UsageError, match="no weight is at conv_in"):
+        apply_palettes(module, {"conv_in": 4})
+    own = with_palettes(sources(wider), Form(), 2, lambda *_: None)
+    assert set(own.palettes.values()) == {2}
