@@ -182,7 +182,18 @@ def _method(recipe: Recipe, loaded: LoadedModel, base: Identity) -> Method:
         use_dora=adapter.method == "dora",
         modules_to_save=adapter.modules_to_save,
     )
-    return AdapterMethod(config=config, paths=paths, seed=recipe.train.seed)
+    if (adapter.init == "loftq") != (adapter.original is not None):
+        raise UsageError(
+            'adapter.init = "loftq" and adapter.original belong together',
+            hint="original is the folder of the model that this one was quantised from",
+        )
+    return AdapterMethod(
+        config=config,
+        paths=paths,
+        seed=recipe.train.seed,
+        init=adapter.init,
+        original=adapter.original,
+    )
 
 
 def _objective(recipe: Recipe) -> Objective:

@@ -30,6 +30,8 @@ CASES = {
             "alpha_pattern": {"layers.0.mlp.down_proj": 3.0},
         }
     },
+    "pissa": {"adapter": {"init": "pissa"}},
+    "dora, pissa, rslora": {"adapter": {"init": "pissa", "method": "dora", "use_rslora": True}},
     "whole modules": {
         "adapter": {"targets": TARGETS, "modules_to_save": ("embed_tokens", "lm_head")}
     },

@@ -262,6 +262,7 @@ def test_every_default_is_written_out():
         "targets": ["all-linear"],
         "layers": 0,
         "modules_to_save": [],
+        "init": "default",
     }
     assert "path" not in written["data"]
     assert math.isclose(written["optimizer"]["learning_rate"], 2e-4)

@@ -85,8 +85,8 @@ def adapter_weights(loaded: LoadedModel) -> dict[str, mx.array]:
     """Return the adapter's arrays by PEFT name: its factors in float32."""
     weights = {}
     for path, layer in lora_layers(loaded.model).items():
-        weights[f"{PREFIX}{path}.lora_A.weight"] = layer.lora_A
-        weights[f"{PREFIX}{path}.lora_B.weight"] = layer.lora_B
+        a, b = layer.factors()
+        weights[f"{PREFIX}{path}.lora_A.weight"], weights[f"{PREFIX}{path}.lora_B.weight"] = a, b
         if isinstance(layer, DoRALinear):
             weights[f"{PREFIX}{path}.{MAGNITUDE}"] = layer.lora_magnitude_vector
     whole = whole_arrays(loaded.model)
@@ -96,7 +96,14 @@ def adapter_weights(loaded: LoadedModel) -> dict[str, mx.array]:
 
 
 def save_adapter_config(loaded: LoadedModel, folder: Path, config: AdapterConfig) -> None:
-    """Write adapter_config.json for the adapter now in the model."""
+    """Write adapter_config.json for the adapter now in the model.
+
+    With PiSSA its ranks are twice those of `config`, and the scales the same.
+    """
+    layers = lora_layers(loaded.model).values()
+    sizes = config.sizes
+    if any(layer.factors()[0] is not layer.lora_A for layer in layers):
+        sizes = sizes.doubled()
     paths = list(lora_layers(loaded.model))
     names = sorted({p.rpartition(".")[2] for p in paths})
     if set(target_paths(loaded.model, names)) != set(paths):
@@ -106,17 +113,17 @@ def save_adapter_config(loaded: LoadedModel, folder: Path, config: AdapterConfig
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.base_name,
-        "r": config.sizes.rank,
-        "lora_alpha": config.sizes.alpha,
+        "r": sizes.rank,
+        "lora_alpha": sizes.alpha,
         "lora_dropout": config.dropout,
         "target_modules": names,
-        "rank_pattern": config.sizes.ranks,
-        "alpha_pattern": config.sizes.alphas,
+        "rank_pattern": sizes.ranks,
+        "alpha_pattern": sizes.alphas,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "use_dora": config.use_dora,
-        "use_rslora": config.sizes.rank_stabilised,
+        "use_rslora": sizes.rank_stabilised,
         # Whole paths: PEFT takes any module whose path ends in these letters.
         "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
         "macai": {"version": __version__, "base": config.base.to_json() if config.base else None},

@@ -44,7 +44,7 @@ class DoRALinear(LoRALinear):
 
     def _row_squares(self) -> mx.array:
         """|W + scale B A|² of each row, float32 [out]."""
-        a, b = self.lora_A, self.lora_B
+        a, b = self.factors()
         wa = self.linear(a)  # A Wᵀ, [rank, out]
         if "bias" in self.linear:
             wa = wa - self.linear.bias

@@ -12,6 +12,7 @@ from mlx.utils import tree_unflatten
 from macai.errors import UsageError
 from macai.models.load import dense_weight
 from macai.models.peft_config import PeftConfig, names
+from macai.models.start import STARTS, Factors
 from macai.models.whole import train_whole
 
 ALL_LINEAR = "all-linear"
@@ -37,6 +38,7 @@ class LoRALinear(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
         self.active = True
+        self._subtracted: tuple[mx.array, mx.array] | None = None
         self.lora_A = mx.random.uniform(-bound, bound, (rank, in_features), key=key)
         self.lora_B = mx.zeros((out_features, rank))
 
@@ -44,12 +46,26 @@ class LoRALinear(nn.Module):
         """[..., in] -> [..., out], in the type of `x`: a float32 product would promote the rest."""
         if not self.active:
             return self.linear(x)
-        low = self.dropout(x) @ self.lora_A.T.astype(x.dtype)
-        return mx.addmm(self.linear(x), low, self.lora_B.T.astype(x.dtype), alpha=self.scale)
+        a, b = self.factors()
+        low = self.dropout(x) @ a.T.astype(x.dtype)
+        return mx.addmm(self.linear(x), low, b.T.astype(x.dtype), alpha=self.scale)
+
+    def start_from(self, start: Factors) -> None:
+        """Take A and B from a start; what is subtracted stays what it is then."""
+        self.lora_A, self.lora_B = start.A, start.B
+        self._subtracted = (start.A, start.B) if start.subtract else None
+
+    def factors(self) -> tuple[mx.array, mx.array]:
+        """Return A [R, in] and B [out, R] of all that is added; R is twice the rank with PiSSA."""
+        if self._subtracted is None:
+            return self.lora_A, self.lora_B
+        a, b = self._subtracted
+        return mx.concatenate([self.lora_A, a]), mx.concatenate([self.lora_B, -b], axis=1)
 
     def delta(self) -> mx.array:
         """Return what the adapter adds to the weight, float32 [out, in]."""
-        return self.scale * (self.lora_B @ self.lora_A)
+        a, b = self.factors()
+        return self.scale * (b @ a)
 
     def merged_weight(self) -> mx.array:
         """Return the weight that does what this layer does without dropout, float32 [out, in]."""
@@ -129,6 +145,8 @@ def add_lora(
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
     modules_to_save: Sequence[str] = (),
+    init: str = "default",
+    original: nn.Module | None = None,
 ) -> None:
     """Freeze `model` and put a LoRALinear in place of each layer in `paths`.
 
@@ -143,6 +161,8 @@ def add_lora(
         use_dora: Put a DoRALinear there instead.
         rank_pattern: Ranks of layers whose paths end in a key.
         alpha_pattern: Likewise.
+        init: "default", or a key of `macai.models.start.STARTS`.
+        original: The model that `model` was quantised from, for "loftq".
         modules_to_save: Names of modules to train whole: see `macai.models.whole`.
 
     Raises:
@@ -156,12 +176,16 @@ def add_lora(
     modules: dict[str, Any] = dict(model.named_modules())
     keys = mx.random.split(mx.random.key(seed), len(paths))
     kind = DoRALinear if use_dora else LoRALinear
+    unquantised: dict[str, Any] = dict(original.named_modules()) if original else {}
     wrapped = []
     for path, key in zip(paths, keys, strict=True):
         own = patterns.rank_of([path])
         scale = patterns.scale([path], own)
         modules[path].freeze()
         layer = kind(modules[path], rank=own, scale=scale, dropout=dropout, key=key)
+        if init != "default":
+            before = dense_weight(unquantised[path]) if original else None
+            layer.start_from(STARTS[init](dense_weight(modules[path]), before, own, scale, key))
         wrapped.append((path, layer))
     model.update_modules(tree_unflatten(wrapped))
     train_whole(model, modules_to_save)

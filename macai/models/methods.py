@@ -18,7 +18,7 @@ from macai.models.adapter import (
 )
 from macai.models.converter import FloatType
 from macai.models.fuse import write_model
-from macai.models.load import LoadedModel, dequantise
+from macai.models.load import LoadedModel, dequantise, load_network
 from macai.models.lora import add_lora
 
 MODEL = "model"
@@ -49,15 +49,21 @@ class AdapterMethod:
         config: Of the adapter.
         paths: Of the layers that get one.
         seed: Decides where it starts.
+        init: See `macai.models.lora.add_lora`.
+        original: The folder of the model that the base was quantised from, for "loftq".
     """
 
     config: AdapterConfig
     paths: Sequence[str]
     seed: int
+    init: str = "default"
+    original: Path | None = None
 
     def prepare(self, model: nn.Module) -> None:
         """See Method."""
-        options = self.config.options()
+        options = self.config.options() | {"init": self.init}
+        if self.original is not None:
+            options["original"] = load_network(self.original, as_stored=True)
         add_lora(model, self.paths, dropout=self.config.dropout, seed=self.seed, **options)
 
     def begin(self, loaded: LoadedModel, out: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from macai.errors import AdapterError
@@ -48,6 +48,15 @@ class PeftConfig:
             rank = self.rank_of(paths)
         alpha = next((a for p, a in self.alphas.items() if names(p, paths)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def doubled(self) -> "PeftConfig":
+        """Return what has twice the ranks and the same scales."""
+        factor = math.sqrt(2) if self.rank_stabilised else 2
+        ranks = {path: 2 * rank for path, rank in self.ranks.items()}
+        alphas = {path: factor * alpha for path, alpha in self.alphas.items()}
+        return replace(
+            self, rank=2 * self.rank, alpha=factor * self.alpha, ranks=ranks, alphas=alphas
+        )
 
     def rank_of(self, paths: Sequence[str]) -> int:
         """Return the rank of the layer that has `paths`."""

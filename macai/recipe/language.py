@@ -48,6 +48,9 @@ class Adapter:
             full, only their weights are trained.
         modules_to_save: Modules to train whole beside the adapter, by the end of their path, such
             as "embed_tokens", "lm_head" or "model.norm"; as large in the file as in the model.
+        init: Where A and B start. default: A random, B zero, as PEFT; pissa: from the directions of
+            the weight that matter most; loftq: from what a quantised base lost of `original`.
+        original: The folder of the model that a quantised base was made from.
     """
 
     method: Literal["lora", "dora", "full"] = "lora"
@@ -60,6 +63,8 @@ class Adapter:
     targets: tuple[str, ...] = strings((ALL_LINEAR,), _TARGETS)
     layers: int = number(0, 0)
     modules_to_save: tuple[str, ...] = strings((), _WHOLE)
+    init: Literal["default", "pissa", "loftq"] = "default"
+    original: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ AnyRecipe = TypeVar("AnyRecipe")
 PATHS = (
     (None, "model"),
     ("data", "path"),
+    ("adapter", "original"),
     ("data", "valid_path"),
     ("data", "class_path"),
     ("diffusion", "vae"),

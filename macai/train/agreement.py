@@ -33,9 +33,7 @@ def fuse_requantised(
     Raises:
         AdapterError, DataError: see `macai.errors`.
     """
-    (prepared,) = prepare(
-        [rows], loaded.tokenizer, max_length=MAX_LENGTH, truncation="keep-end"
-    )
+    (prepared,) = prepare([rows], loaded.tokenizer, max_length=MAX_LENGTH, truncation="keep-end")
     answers = partial(likeliest, examples=prepared.examples, logits=logits_for(loaded.model))
     expected = answers(loaded.model)
     fuse(loaded)
