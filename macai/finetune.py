@@ -374,6 +374,8 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
         end = b"\n" if example.good else b"bad\n"
         rows.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + end)
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
+    original = recipe.adapter.original
+    decisive["adapter"]["original"] = str(original) if original else None
     free = ("save_every", "workers", "recompute")  # but workers change the result by rounding
     for table in ("train", "batch"):
         decisive[table] = {k: v for k, v in decisive[table].items() if k not in free}

@@ -1,12 +1,15 @@
 """Every method and rule through a whole run: trained, stopped, resumed, opened, fused."""
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
+from macai.errors import UsageError
 from macai.finetune import finetune
 from macai.models.adapter import load_adapter
 from macai.models.arrays import named_arrays
@@ -153,6 +156,52 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(case, tiny_dir, 
         assert np.array_equal(np.array(array), np.array(other.arrays[name])), name
     logits = [result(case, tiny_dir, tmp_path / name).model(IDS) for name in ("whole", "cut")]
     assert mx.array_equal(*logits).item()
+
+
+def test_an_adapter_can_begin_with_what_3_bits_took_away(tiny_dir, data, tmp_path):
+    base = shutil.copytree(tiny_dir, tmp_path / "base")
+    model = load_model(base).model
+    nn.quantize(model, group_size=32, bits=3)
+    mx.save_safetensors(str(base / "model.safetensors"), named_arrays(model.parameters()))
+    config = json.loads((base / "config.json").read_text())
+    config["quantization"] = {"group_size": 32, "bits": 3}
+    (base / "config.json").write_text(json.dumps(config))
+    difference = {}
+    for init, original in (("default", None), ("loftq", tiny_dir)):
+        adapter = Adapter(init=init, original=original, rank=16)
+        start = replace(recipe("lora+"), adapter=adapter, optimizer=Optimizer(learning_rate=1e-9))
+        rows = rows_for("lora+", data)
+        *_, summary = finetune(start, load_model(base), data=rows, out=tmp_path / init)
+        loaded = load_model(base)
+        load_adapter(loaded, tmp_path / init)
+        exact = load_model(tiny_dir).model(IDS)
+        difference[init] = mx.abs(loaded.model(IDS) - exact).mean().item()
+        assert summary.steps > 1
+    assert difference["loftq"] < 0.8 * difference["default"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": Adapter(init="loftq")}, "adapter.original belong together"),
+        ({"adapter": Adapter(method="full"), "loss": Loss(name="dpo")}, "without its adapter"),
+        (
+            {"adapter": Adapter(modules_to_save=("lm_head",)), "loss": Loss(name="kto")},
+            "without its adapter",
+        ),
+        ({"adapter": Adapter(rank_pattern={"wq": 3})}, "no adapted layer is called 'wq'"),
+        ({"adapter": Adapter(method="full", layers=3)}, "3 layers to train, and the model has 2"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_and_leaves_nothing(
+    tiny_dir, data, tmp_path, changes, message
+):
+    wanted = replace(recipe("lora+"), optimizer=Optimizer(), **changes)
+    form = LOSSES[wanted.loss.name].form if "loss" in changes else "sft"
+    rows = data.with_name(f"{form}.jsonl")
+    with pytest.raises(UsageError, match=message):
+        list(finetune(wanted, load_model(tiny_dir), data=rows, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_of_one_block_no_other_array_changes(tiny_dir, data, tmp_path):

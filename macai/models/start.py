@@ -48,9 +48,9 @@ def pissa(
 def loftq(
     weight: mx.array, original: mx.array | None, rank: int, scale: float, key: mx.array
 ) -> Factors:
-    """Start from what the base lost when it was quantised, as in LoftQ.
+    """Start from what the base lost when it was quantised, as in LoftQ (arXiv:2310.08659).
 
-    One step of the iteration of Li et al., arXiv:2310.08659, for a base whose bits are given: the best B A of that rank
+    One step of Li et al.'s iteration, for a base whose bits are given: the best B A of that rank
     for the original weight minus the quantised one.
     """
     assert original is not None
