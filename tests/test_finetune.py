@@ -17,7 +17,7 @@ from macai.finetune import finetune
 from macai.models.adapter import adapter_weights, load_adapter
 from macai.models.load import load_model
 from macai.recipe import Adapter, Batch, Data, Optimizer, Recipe, Schedule, Train, load_recipe
-from macai.train import job
+from macai.train import objective
 from macai.train import run as run_module
 from macai.train.checkpoint import load_checkpoint
 from macai.train.evaluate import mean_loss
@@ -211,8 +211,8 @@ def test_every_row_is_learnt_once_in_each_epoch_of_a_run_that_is_stopped(
         seen.extend(plan.rows)
         return real(examples, plan, **options)
 
-    seen, real, out = [], job.make_batch, tmp_path / "run"
-    monkeypatch.setattr(job, "make_batch", note)
+    seen, real, out = [], objective.make_batch, tmp_path / "run"
+    monkeypatch.setattr(objective, "make_batch", note)
     run(small(), out, stop_at=3)
     run(small(), out, stop_at=11, resume=True)
     run(small(), out, resume=True)

@@ -15,7 +15,7 @@ from macai.data.batches import Plan
 from macai.models import adapter, fuse, lora, recompute
 from macai.models.identity import Identity
 from macai.models.lora import LoRALinear
-from macai.train import gradient, job, loop, loss, run
+from macai.train import gradient, loop, loss, objective, run
 from macai.train.gradient import Gradient, Sums
 
 
@@ -53,7 +53,7 @@ def train_the_pad_after_each_row(patch):
         return real(longer, replace(plan, width=plan.width + 8), pad_id=pad_id, prefix=prefix)
 
     patch.setattr(batches, "make_batch", one_too_many)
-    patch.setattr(job, "make_batch", one_too_many)
+    patch.setattr(objective, "make_batch", one_too_many)
 
 
 def average_the_means_of_micro_batches(patch):
@@ -322,7 +322,7 @@ def compare_no_token_with_the_one_after_it(patch):
         return replace(batch, positions=mx.minimum(batch.positions + 1, batch.ids.size - 1))
 
     patch.setattr(batches, "make_batch", shifted)
-    patch.setattr(job, "make_batch", shifted)
+    patch.setattr(objective, "make_batch", shifted)
 
 
 def dequantise_in_half_precision(patch):
