@@ -12,6 +12,7 @@ MacaiError
 │   └── UnsupportedOpError     MLX primitives without a lowering, all of them named
 ├── AdapterError        an adapter that does not belong to this base, or is incomplete
 ├── FetchError          a download that failed or whose checksum differs
+├── ReportError         a benchmark report that cannot be read, or not be compared
 ├── OutputError         an output that exists already or cannot be written
 └── TrainingError       a run that cannot go on: non-finite loss, nothing to learn from
 
@@ -71,6 +72,10 @@ class AdapterError(MacaiError):
 
 class FetchError(MacaiError):
     """A download that failed or whose checksum differs."""
+
+
+class ReportError(MacaiError):
+    """A benchmark report that cannot be read, or not be compared."""
 
 
 class OutputError(MacaiError):

@@ -16,6 +16,7 @@ import typer
 
 import macai
 from macai.cli import (
+    bench,
     chat,
     convert,
     data,
@@ -66,6 +67,7 @@ _add(verify.verify)
 _add(run.run)
 _add(doctor.doctor)
 _add(selftest.selftest)
+_add(bench.bench)
 _add(export_sd.sd, to=export.app)
 app.add_typer(export.app)
 app.add_typer(data.app)

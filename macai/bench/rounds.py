@@ -1,0 +1,197 @@
+"""Lets the cases of all sections take turns, round after round, each in its section's process.
+
+The samples of a figure are spread over the whole run, so that a slow minute of the machine meets
+every figure, and shows in its spread instead of passing for a property of the code. Before each
+sample the machine itself is measured.
+"""
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from macai.bench.figure import Figure, Opener
+from macai.bench.others import Others
+from macai.bench.probe import Probe, Speed
+from macai.bench.worker import serve
+from macai.errors import ModelError
+
+END_SECONDS = 5.0
+FEWEST = 5
+"""Rounds, whatever they take: of fewer samples nothing can be said about their spread."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class Measured:
+    """A figure with its samples.
+
+    Attributes:
+        values: One a round.
+        speeds: What the machine could do right before each of them.
+        others: Processors that other programs had meanwhile; None where the system does not say.
+        seconds: When each was taken, since the first round began.
+    """
+
+    figure: Figure
+    values: list[float] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    others: list[float | None] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run gave, complete or not."""
+
+    measured: dict[str, Measured] = field(default_factory=dict)
+    rounds: int = 0
+    complete: bool = True
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+class Sections:
+    """The processes of a run. A context manager: after the block there is none."""
+
+    def __init__(self, openers: Mapping[str, Opener]) -> None:
+        """Start them; they load their models one after the other, in `open`."""
+        self._openers = dict(openers)
+        self._processes: dict[str, tuple[BaseProcess, Any]] = {}
+
+    def __enter__(self) -> "Sections":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, connection in self._processes.values():
+            connection.close()
+            process.terminate()
+        for process, _ in self._processes.values():
+            process.join(END_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes = {}
+
+    def open(self, name: str) -> list[Mapping[str, Figure]]:
+        """Start a section's process and return the figures of each of its cases."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self._openers[name]), daemon=False)
+        with _held_signals():
+            process.start()
+        theirs.close()
+        self._processes[name] = process, ours
+        return self._receive(name)
+
+    def sample(self, name: str, case: int) -> tuple[dict[str, float], float]:
+        """Let a section do a case; return its values, and the processor seconds it took."""
+        self._processes[name][1].send(case)
+        return self._receive(name)
+
+    def _receive(self, name: str) -> Any:
+        process, connection = self._processes[name]
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError) as e:
+            process.join(END_SECONDS)
+            code = process.exitcode
+            raise ModelError(
+                f"the process that measured '{name}' ended with code {code}",
+                hint="memory ran out? measure less at once: macai bench " + name,
+            ) from e
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM: a new process inherits that until it ignores them."""
+    held = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def measure(
+    sections: Sections,
+    names: Sequence[str],
+    *,
+    rounds: int,
+    budget_seconds: float,
+    progress: Progress,
+    should_stop: Callable[[], object],
+) -> Run:
+    """Open the sections, do every case once to warm up, and then `rounds` times in turns.
+
+    Args:
+        sections: Started with an opener for each of `names`.
+        names: In the order in which they are opened.
+        rounds: As many samples as each figure gets, if they fit into the budget.
+        budget_seconds: After so many no round begins, unless there were fewer than FEWEST.
+        progress: (what, done, total).
+        should_stop: Asked before each sample; if true, what was measured is returned.
+
+    Raises:
+        MacaiError: what a section cannot do; the others are not measured either.
+    """
+    run, probe, began = Run(), Probe(), time.perf_counter()
+    plan: list[tuple[str, int, Mapping[str, Figure]]] = []
+    for number, name in enumerate(names):
+        progress("opening", number, len(names))
+        for case, figures in enumerate(sections.open(name)):
+            plan.append((name, case, figures))
+            for figure in figures.values():
+                run.measured[figure.id] = Measured(figure)
+    progress("opening", len(names), len(names))
+    clock, turns = _Clock(sections, probe, run), list(plan)
+    for done, turn in enumerate(turns):
+        if should_stop():
+            run.complete = False
+            return run
+        progress("warming up", done, len(turns))
+        clock.take(*turn, keep="single")
+    progress("warming up", len(turns), len(turns))
+    for number in range(rounds):
+        if number >= FEWEST and time.perf_counter() - began > budget_seconds:
+            break
+        for done, turn in enumerate(turns):
+            if should_stop():
+                run.complete = False
+                return run
+            progress("measuring", number * len(turns) + done, rounds * len(turns))
+            clock.take(*turn, keep="repeated")
+        turns.reverse()  # what comes after what is different in every other round
+        run.rounds += 1
+    progress("measuring", rounds * len(turns), rounds * len(turns))
+    return run
+
+
+class _Clock:
+    """Takes samples and puts them where they belong."""
+
+    def __init__(self, sections: Sections, probe: Probe, run: Run) -> None:
+        self._sections, self._probe, self._run = sections, probe, run
+        self._began = time.perf_counter()
+
+    def take(self, name: str, case: int, figures: Mapping[str, Figure], *, keep: str) -> None:
+        """Do a case; of the values keep those that are single, or the others."""
+        speed, others = self._probe(), Others()
+        values, own_seconds = self._sections.sample(name, case)
+        meanwhile, now = others(own_seconds), time.perf_counter() - self._began
+        for key, value in values.items():
+            figure = figures[key]
+            if figure.single != (keep == "single"):
+                continue
+            measured = self._run.measured[figure.id]
+            measured.values.append(value)
+            measured.speeds.append(speed)
+            measured.others.append(meanwhile)
+            measured.seconds.append(now)

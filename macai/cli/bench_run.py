@@ -1,0 +1,179 @@
+"""Measures and writes the report: what `macai bench` does unless it only reads reports."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import macai
+from macai.bench.cases.generate import open_generate
+from macai.bench.cases.image import open_image
+from macai.bench.cases.package import open_package_cases
+from macai.bench.cases.train import open_train
+from macai.bench.figure import Opener
+from macai.bench.report.document import Document
+from macai.bench.report.files import FILES, write_files
+from macai.bench.report.make import Around, make_report
+from macai.bench.report.markdown import markdown
+from macai.bench.rounds import Run, Sections, measure
+from macai.catalog import locate_model, locate_pipeline, pipeline_names
+from macai.cli.image_open import OWN_MODEL
+from macai.cli.progress import reporting
+from macai.cli.signals import stop_on_signal
+from macai.coreml.manifest import read_manifest
+from macai.errors import OutputError, UsageError
+from macai.files import require_writable
+
+ROUNDS = {True: 10, False: 20}
+BUDGET_SECONDS = {True: 210.0, False: 3600.0}
+"""After so many no round begins: with what opening takes, five minutes if it is to be quick."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to measure: see the options of `macai bench`."""
+
+    what: str
+    model: str
+    image_model: str | None
+    package: Path | None
+    quick: bool
+    sustained_seconds: float
+
+    @property
+    def command(self) -> str:
+        """How to measure it again, on any machine: of a path the last part."""
+        parts = ["macai", "bench", self.what]
+        parts += ["--quick"] if self.quick else []
+        if self.what in ("all", "generate", "train"):
+            parts += ["--model", shown(self.model)]
+        if self.image_model and self.what in ("all", "image"):
+            parts += ["--image-model", shown(self.image_model)]
+        if self.package and self.what in ("all", "coreml"):
+            parts += ["--package", shown(str(self.package))]
+        if self.sustained_seconds:
+            parts += ["--sustained", "--minutes", f"{self.sustained_seconds / 60:g}"]
+        return shlex.join(parts)
+
+
+def run(wanted: Wanted, *, out: Path, force: bool, as_json: bool) -> None:
+    """Measure, write the report, print what it says."""
+    require_writable(out)
+    _refuse_reports(out, force=force)
+    openers, absent = _openers(wanted)
+    began = time.perf_counter()
+    with stop_on_signal(at_once=lambda: None) as stopped, Sections(openers) as sections:
+        with reporting() as progress:
+            result = measure(
+                sections,
+                list(openers),
+                rounds=ROUNDS[wanted.quick],
+                budget_seconds=BUDGET_SECONDS[wanted.quick],
+                progress=progress,
+                should_stop=stopped,
+            )
+        if not result.rounds and not any(m.values for m in result.measured.values()):
+            print("stopped before anything was measured: nothing is written", file=sys.stderr)
+            raise typer.Exit(130)
+        report = _report(wanted, result, absent, time.perf_counter() - began)
+        write_files(out, report)
+        number = stopped()
+    print(json.dumps(report, ensure_ascii=False) if as_json else markdown(report), end="")
+    print("\n" if as_json else "", end="")
+    if number:
+        print(f"stopped: {out} has what was measured until then", file=sys.stderr)
+        raise typer.Exit(128 + number)
+    print(f"{out / FILES['html']}", file=sys.stderr)
+
+
+def shown(name: str) -> str:
+    """Return a model's name as a report has it: of a path only the last part."""
+    return Path(name).expanduser().name if Path(name).expanduser().exists() else name
+
+
+def _openers(wanted: Wanted) -> tuple[dict[str, Opener], dict[str, str]]:
+    """Return what opens each section that was asked for, and why the others are left out."""
+    makers: dict[str, Callable[[Wanted], Opener | str]] = {
+        "generate": partial(_language, open_generate),
+        "train": partial(_language, open_train),
+        "image": _image,
+        "coreml": _coreml,
+    }
+    openers: dict[str, Opener] = {}
+    absent: dict[str, str] = {}
+    for name, make in makers.items():
+        if wanted.what not in ("all", name):
+            continue
+        made = make(wanted)
+        if isinstance(made, str):
+            absent[name] = made
+        else:
+            openers[name] = made
+    if not openers:
+        why = next(iter(absent.values()))
+        raise UsageError(f"nothing to measure: {why}", hint="macai bench --help has an example")
+    if sys.platform != "darwin":
+        absent["Core ML, placement, energy"] = "they exist on macOS only"
+    return openers, absent
+
+
+def _language(open_section: Callable[..., Any], wanted: Wanted) -> Opener:
+    with reporting() as progress:
+        path = locate_model(wanted.model, progress=progress)
+    return partial(open_section, path.absolute(), shown(wanted.model), quick=wanted.quick)
+
+
+def _image(wanted: Wanted) -> Opener | str:
+    name = wanted.image_model
+    if name is None and OWN_MODEL in pipeline_names():
+        name = OWN_MODEL
+    if name is None:
+        return "no --image-model was given"
+    path = locate_pipeline(name).absolute()
+    return partial(open_image, path, shown(name), quick=wanted.quick)
+
+
+def _coreml(wanted: Wanted) -> Opener | str:
+    if wanted.package is None:
+        return "no --package was given"
+    manifest = read_manifest(wanted.package)
+    return partial(
+        open_package_cases,
+        wanted.package.absolute(),
+        f"{manifest.name} ({manifest.profile}, {manifest.weights})",
+        quick=wanted.quick,
+        coreml=sys.platform == "darwin",
+    )
+
+
+def _report(wanted: Wanted, result: Run, absent: dict[str, str], seconds: float) -> Document:
+    import mlx.core as mx
+
+    on_cpu = mx.default_device() == mx.cpu
+    name = mx.device_info().get("device_name")
+    around = Around(
+        chip=None if name is None else str(name),
+        backend="MLX on the CPU" if on_cpu else "MLX with Metal",
+        dtype="float32" if on_cpu else "float16",
+        quick=wanted.quick,
+        seconds=seconds,
+        commands=[f"pip install macai=={macai.__version__}", wanted.command],
+        absent=absent,
+    )
+    return make_report(result, around)
+
+
+def _refuse_reports(out: Path, *, force: bool) -> None:
+    for name in FILES.values():
+        if (out / name).exists() and not force:
+            raise OutputError(
+                f"{out / name} exists already",
+                hint="choose another --out, or replace it with --force",
+            )
