@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 from macai.bench.figure import Figure, Opener
 from macai.bench.others import Others
-from macai.bench.probe import Probe, Speed
+from macai.bench.probe import Speed
 from macai.bench.worker import serve
 from macai.errors import ModelError
 
@@ -25,6 +25,14 @@ FEWEST = 5
 """Rounds, whatever they take: of fewer samples nothing can be said about their spread."""
 
 Progress = Callable[[str, int, int], None]
+
+
+class Turn(NamedTuple):
+    """A case: its section, its number there, and its figures by the case's keys."""
+
+    section: str
+    case: int
+    figures: Mapping[str, Figure]
 
 
 @dataclass(slots=True)
@@ -47,12 +55,16 @@ class Measured:
 
 @dataclass(slots=True)
 class Run:
-    """What a run gave, complete or not."""
+    """What a run gave, complete or not.
+
+    Attributes:
+        turns: Every case, in the order in which they were opened.
+    """
 
     measured: dict[str, Measured] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
     rounds: int = 0
     complete: bool = True
-    absent: dict[str, str] = field(default_factory=dict)
 
 
 class Sections:
@@ -123,6 +135,7 @@ def _held_signals() -> Iterator[None]:
 def measure(
     sections: Sections,
     names: Sequence[str],
+    probe: Callable[[], Speed],
     *,
     rounds: int,
     budget_seconds: float,
@@ -134,6 +147,7 @@ def measure(
     Args:
         sections: Started with an opener for each of `names`.
         names: In the order in which they are opened.
+        probe: Measures the machine: see Probe.
         rounds: As many samples as each figure gets, if they fit into the budget.
         budget_seconds: After so many no round begins, unless there were fewer than FEWEST.
         progress: (what, done, total).
@@ -142,16 +156,15 @@ def measure(
     Raises:
         MacaiError: what a section cannot do; the others are not measured either.
     """
-    run, probe, began = Run(), Probe(), time.perf_counter()
-    plan: list[tuple[str, int, Mapping[str, Figure]]] = []
+    run, began = Run(), time.perf_counter()
     for number, name in enumerate(names):
         progress("opening", number, len(names))
         for case, figures in enumerate(sections.open(name)):
-            plan.append((name, case, figures))
+            run.turns.append(Turn(name, case, figures))
             for figure in figures.values():
                 run.measured[figure.id] = Measured(figure)
     progress("opening", len(names), len(names))
-    clock, turns = _Clock(sections, probe, run), list(plan)
+    clock, turns = _Clock(sections, probe, run), list(run.turns)
     for done, turn in enumerate(turns):
         if should_stop():
             run.complete = False
@@ -174,10 +187,29 @@ def measure(
     return run
 
 
+def sustain(
+    sections: Sections,
+    turn: Turn,
+    key: str,
+    *,
+    seconds: float,
+    progress: Progress,
+    should_stop: Callable[[], object],
+) -> dict[str, Any]:
+    """Do one case again and again, to see whether it slows down; return a report's curve."""
+    began, times, values = time.perf_counter(), list[float](), list[float]()
+    while (now := time.perf_counter() - began) < seconds and not should_stop():
+        progress("sustaining", int(now), int(seconds))
+        sample, _ = sections.sample(turn.section, turn.case)
+        times.append(round(time.perf_counter() - began, 2))
+        values.append(float(f"{sample[key]:.6g}"))
+    return {"figure": turn.figures[key].id, "seconds": times, "values": values}
+
+
 class _Clock:
     """Takes samples and puts them where they belong."""
 
-    def __init__(self, sections: Sections, probe: Probe, run: Run) -> None:
+    def __init__(self, sections: Sections, probe: Callable[[], Speed], run: Run) -> None:
         self._sections, self._probe, self._run = sections, probe, run
         self._began = time.perf_counter()
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import typer
 
 import macai
@@ -18,11 +19,12 @@ from macai.bench.cases.image import open_image
 from macai.bench.cases.package import open_package_cases
 from macai.bench.cases.train import open_train
 from macai.bench.figure import Opener
+from macai.bench.probe import Probe
 from macai.bench.report.document import Document
 from macai.bench.report.files import FILES, write_files
 from macai.bench.report.make import Around, make_report
 from macai.bench.report.markdown import markdown
-from macai.bench.rounds import Run, Sections, measure
+from macai.bench.rounds import Run, Sections, measure, sustain
 from macai.catalog import locate_model, locate_pipeline, pipeline_names
 from macai.cli.image_open import OWN_MODEL
 from macai.cli.progress import reporting
@@ -68,21 +70,25 @@ def run(wanted: Wanted, *, out: Path, force: bool, as_json: bool) -> None:
     require_writable(out)
     _refuse_reports(out, force=force)
     openers, absent = _openers(wanted)
+    probe = Probe()
     began = time.perf_counter()
     with stop_on_signal(at_once=lambda: None) as stopped, Sections(openers) as sections:
         with reporting() as progress:
+            watch: dict[str, Any] = {"progress": progress, "should_stop": stopped}
             result = measure(
                 sections,
                 list(openers),
+                probe,
                 rounds=ROUNDS[wanted.quick],
                 budget_seconds=BUDGET_SECONDS[wanted.quick],
-                progress=progress,
-                should_stop=stopped,
+                **watch,
             )
-        if not result.rounds and not any(m.values for m in result.measured.values()):
+            curves = _curves(wanted, sections, result, **watch)
+        if not any(m.values for m in result.measured.values()):
             print("stopped before anything was measured: nothing is written", file=sys.stderr)
             raise typer.Exit(130)
-        report = _report(wanted, result, absent, time.perf_counter() - began)
+        extras = {"absent": absent, "sustained": curves}
+        report = _report(wanted, result, extras, probe.dtype, time.perf_counter() - began)
         write_files(out, report)
         number = stopped()
     print(json.dumps(report, ensure_ascii=False) if as_json else markdown(report), end="")
@@ -153,19 +159,29 @@ def _coreml(wanted: Wanted) -> Opener | str:
     )
 
 
-def _report(wanted: Wanted, result: Run, absent: dict[str, str], seconds: float) -> Document:
-    import mlx.core as mx
+def _curves(wanted: Wanted, sections: Sections, result: Run, **watch: Any) -> list[dict[str, Any]]:
+    """Go on with the first rate that was measured, if that was asked for."""
+    if not wanted.sustained_seconds or not result.complete:
+        return []
+    keys = ("decode", "speed", "steps")
+    found = [(turn, key) for turn in result.turns for key in keys if key in turn.figures]
+    if not found:
+        return []
+    return [sustain(sections, *found[0], seconds=wanted.sustained_seconds, **watch)]
 
-    on_cpu = mx.default_device() == mx.cpu
+
+def _report(
+    wanted: Wanted, result: Run, extras: dict[str, Any], dtype: str, seconds: float
+) -> Document:
     name = mx.device_info().get("device_name")
     around = Around(
         chip=None if name is None else str(name),
-        backend="MLX on the CPU" if on_cpu else "MLX with Metal",
-        dtype="float32" if on_cpu else "float16",
+        backend="MLX on the CPU" if mx.default_device() == mx.cpu else "MLX with Metal",
+        dtype=dtype,
         quick=wanted.quick,
         seconds=seconds,
         commands=[f"pip install macai=={macai.__version__}", wanted.command],
-        absent=absent,
+        **extras,
     )
     return make_report(result, around)
 

@@ -1,0 +1,60 @@
+"""Sections that measure nothing: to see who is asked when, and what becomes of their failures."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from macai.bench.figure import Case, Figure
+from macai.errors import ModelError
+
+
+class Noted:
+    """Writes down that it was asked."""
+
+    def __init__(self, log: Path, name: str, *, single: bool = False) -> None:
+        self._log, self._name = log, name
+        figure = Figure(
+            section="generate",
+            name=name,
+            subject="nothing",
+            unit="s",
+            better="lower",
+            single=single,
+        )
+        self.figures: Mapping[str, Figure] = {"value": figure}
+
+    def sample(self) -> Mapping[str, float]:
+        with self._log.open("a") as log:
+            log.write(f"{self._name}\n")
+        return {"value": 1.0}
+
+
+class Dies(Noted):
+    """Is ended by the system when it is asked the third time."""
+
+    def sample(self) -> Mapping[str, float]:
+        super().sample()
+        if self._log.read_text().count(self._name) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"value": 1.0}
+
+
+def open_two(log: Path, first: str, second: str) -> list[Case]:
+    return [Noted(log, first), Noted(log, second)]
+
+
+def open_single(log: Path) -> list[Case]:
+    return [Noted(log, "load", single=True)]
+
+
+def open_dying(log: Path) -> list[Case]:
+    return [Dies(log, "dies")]
+
+
+def open_nothing() -> list[Case]:
+    raise ModelError("there is no such model", hint="give another")
+
+
+def open_defect() -> list[Case]:
+    raise ZeroDivisionError("a defect")

@@ -1,0 +1,128 @@
+import getpass
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from macai.bench.report.document import read_report, write_report
+from tests.bench.samples import report, whole_report
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two reports, the second of which decodes a fifth slower."""
+    write_report(tmp_path / "a.json", report(1))
+    write_report(tmp_path / "b.json", report(2, slower=1.2))
+    return tmp_path / "a.json", tmp_path / "b.json"
+
+
+def test_a_comparison_says_first_what_is_significant(macai, two):
+    result = macai("bench", "--compare", *two)
+    assert result.code == 0
+    rows = [line for line in result.out.splitlines() if line.startswith("| generate")]
+    assert [("decode" in row, "**slower**" in row) for row in rows[:5]] == [(True, True)] * 5
+    assert "5 of 35 figures differ significantly." in result.out
+
+
+def test_a_comparison_as_json_has_every_figure(macai, two):
+    found = json.loads(macai("bench", "--compare", *two, "--json").out)
+    assert len(found["figures"]) == 35
+    assert {f["verdict"] for f in found["figures"] if "decode" in f["id"]} == {"slower"}
+
+
+def test_a_devices_report_is_put_beside_ours_once(macai, tmp_path):
+    device, out = tmp_path / "device.json", tmp_path / "bench"
+    write_report(device, report(7, probed=False))
+    write_report(tmp_path / "bench" / "report.json", whole_report())
+    for _ in range(2):
+        assert macai("bench", "--import", device, "--out", out).code == 0
+        assert len(read_report(out / "report.json")["runs"]) == 2
+    assert (out / "report.html").read_text().count("<h1>Apple M9</h1>") == 2
+    assert (out / "report.md").read_text().count("## macai bench: Apple M9") == 2
+
+
+def test_a_hostile_report_is_refused_and_leaves_what_was_there(macai, tmp_path):
+    hostile = tmp_path / "hostile.json"
+    hostile.write_text(json.dumps(whole_report()).replace("1000.0", "NaN"))
+    result = macai("bench", "--import", hostile, "--out", tmp_path / "bench")
+    assert result.code == 1
+    assert "not JSON: NaN is not JSON" in result.err
+    assert not (tmp_path / "bench").exists()
+
+
+def test_flags_that_do_not_go_together_are_refused(macai, two):
+    assert "measures nothing" in macai("bench", "all", "--compare", *two).err
+    assert "measures nothing" in macai("bench", "train", "--import", two[0]).err
+
+
+def test_a_section_without_what_it_needs_says_what_it_needs(macai, tmp_path):
+    result = macai("bench", "coreml", "--out", tmp_path / "out")
+    assert result.code == 1
+    assert "no --package was given" in result.err
+
+
+def test_a_report_that_exists_is_not_replaced_without_force(macai, tmp_path):
+    write_report(tmp_path / "report.json", report(1))
+    result = macai("bench", "generate", "--out", tmp_path)
+    assert result.code == 1
+    assert "report.json exists already" in result.err
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "macai", "bench", *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_a_report_of_a_model_is_whole_and_tells_nothing_personal(tiny_dir, tmp_path):
+    out = tmp_path / "bench"
+    run = subprocess.run(
+        command("generate", "--quick", "--model", tiny_dir, "--out", out),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == (out / "report.md").read_text()
+    [made] = read_report(out / "report.json")["runs"]
+    assert made["settings"] | {"seconds": 0} == {
+        "quick": True,
+        "rounds": 10,
+        "complete": True,
+        "seconds": 0,
+    }
+    names = {figure["name"] for figure in made["figures"]}
+    assert names >= {"load", "first token", "prefill", "decode", "peak memory", "process memory"}
+    assert all(len(f["values"]) == 10 for f in made["figures"] if f["name"] != "load")
+    assert made["commands"][1] == f"macai bench generate --quick --model {tiny_dir.name}"
+    personal = {str(tmp_path), str(tiny_dir.parent), str(Path.home()), socket.gethostname()}
+    personal |= {getpass.getuser()} - {"root"}  # a word of its own, in CI
+    for file in out.iterdir():
+        text = file.read_text()
+        assert not [p for p in personal if re.search(rf"\b{re.escape(p)}\b", text)], file
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_report_of_what_was_measured(tiny_dir, tmp_path):
+    out = tmp_path / "bench"
+    process = subprocess.Popen(
+        command("generate", "--model", tiny_dir, "--out", out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("measuring"):
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "has what was measured until then" in said
+    [made] = read_report(out / "report.json")["runs"]
+    assert not made["settings"]["complete"]
+    assert "It was stopped before its end" in (out / "report.html").read_text()
