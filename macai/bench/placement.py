@@ -37,7 +37,7 @@ def counted(plan: Any, function: Any) -> dict[str, int]:
     """Return how many of a function's operations each unit is preferred for."""
     counts: Counter[str] = Counter()
     for operation in function.block.operations:
-        if operation.operator_name == "const":
+        if operation.operator_name.rpartition(".")[2] == "const":  # "ios18.const" as well
             continue
         usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
         device = type(usage.preferred_compute_device).__name__ if usage else ""

@@ -5,10 +5,15 @@ by us: there is no Mac here.
 """
 
 import re
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
+SECONDS = 4.0
+"""Of work, to see its watts."""
 _LINE = re.compile(r"^(CPU|GPU|ANE) Power: (\d+(?:\.\d+)?) mW", re.MULTILINE)
 _NAMES = {"CPU": "cpu", "GPU": "gpu", "ANE": "neuralEngine"}
 _COMMAND = (
@@ -43,6 +48,33 @@ def measured_watts(work: Callable[[], None]) -> dict[str, float]:
             subprocess.run(["sudo", "-n", "kill", str(process.pid)], check=False)
         assert process.stdout is not None
         return watts(process.stdout.read())
+
+
+def energy(
+    sample: Callable[[], float],
+    figure: str,
+    *,
+    watch: Callable[[Callable[[], None]], dict[str, float]] = measured_watts,
+) -> dict[str, Any] | None:
+    """Return a report's row about a rate, or None if nothing was said meanwhile.
+
+    Args:
+        sample: Measures the rate once.
+        figure: Its id.
+        watch: Returns the watts while what it is given runs.
+    """
+    rates: list[float] = []
+
+    def work() -> None:
+        began = time.perf_counter()
+        while not rates or time.perf_counter() - began < SECONDS:
+            rates.append(sample())
+
+    found = watch(work)
+    if not found:
+        return None
+    joules = sum(found.values()) / statistics.median(rates)
+    return {"figure": figure, "watts": found, "joules": float(f"{joules:.4g}")}
 
 
 def watts(text: str) -> dict[str, float]:

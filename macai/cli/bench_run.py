@@ -19,12 +19,14 @@ from macai.bench.cases.image import open_image
 from macai.bench.cases.package import open_package_cases
 from macai.bench.cases.train import open_train
 from macai.bench.figure import Opener
+from macai.bench.placement import placements
+from macai.bench.power import energy, why_no_power
 from macai.bench.probe import Probe
 from macai.bench.report.document import Document
 from macai.bench.report.files import FILES, write_files
 from macai.bench.report.make import Around, make_report
 from macai.bench.report.markdown import markdown
-from macai.bench.rounds import Run, Sections, measure, sustain
+from macai.bench.rounds import Run, Sections, Turn, measure, sustain
 from macai.catalog import locate_model, locate_pipeline, pipeline_names
 from macai.cli.image_open import OWN_MODEL
 from macai.cli.progress import reporting
@@ -84,10 +86,12 @@ def run(wanted: Wanted, *, out: Path, force: bool, as_json: bool) -> None:
                 **watch,
             )
             curves = _curves(wanted, sections, result, **watch)
+            energies = _energies(sections, result, absent)
         if not any(m.values for m in result.measured.values()):
             print("stopped before anything was measured: nothing is written", file=sys.stderr)
             raise typer.Exit(130)
-        extras = {"absent": absent, "sustained": curves}
+        extras = {"absent": absent, "sustained": curves, "energy": energies}
+        extras["placement"] = _placements(wanted, result)
         report = _report(wanted, result, extras, probe.dtype, time.perf_counter() - began)
         write_files(out, report)
         number = stopped()
@@ -126,7 +130,8 @@ def _openers(wanted: Wanted) -> tuple[dict[str, Opener], dict[str, str]]:
         why = next(iter(absent.values()))
         raise UsageError(f"nothing to measure: {why}", hint="macai bench --help has an example")
     if sys.platform != "darwin":
-        absent["Core ML, placement, energy"] = "they exist on macOS only"
+        why = "Core ML exists on macOS only: packages are run by macai's own runtime"
+        absent |= {"speed by compute unit": why, "placement of operations": why}
     return openers, absent
 
 
@@ -163,11 +168,39 @@ def _curves(wanted: Wanted, sections: Sections, result: Run, **watch: Any) -> li
     """Go on with the first rate that was measured, if that was asked for."""
     if not wanted.sustained_seconds or not result.complete:
         return []
+    rates = _rates(result)[:1]
+    return [sustain(sections, *r, seconds=wanted.sustained_seconds, **watch) for r in rates]
+
+
+def _rates(result: Run) -> list[tuple[Turn, str]]:
+    """Return the first rate of each section, with its key."""
     keys = ("decode", "speed", "steps")
     found = [(turn, key) for turn in result.turns for key in keys if key in turn.figures]
-    if not found:
+    return list({turn.section: (turn, key) for turn, key in reversed(found)}.values())[::-1]
+
+
+def _energies(sections: Sections, result: Run, absent: dict[str, str]) -> list[dict[str, Any]]:
+    """Return what a token or a step costs, where the system says it; else why it does not."""
+    if (why := why_no_power()) is not None:
+        absent["energy"] = why
         return []
-    return [sustain(sections, *found[0], seconds=wanted.sustained_seconds, **watch)]
+    rows = []
+    for turn, key in _rates(result) if result.complete else ():
+
+        def sample(turn: Turn = turn, key: str = key) -> float:
+            return sections.sample(turn.section, turn.case)[0][key]
+
+        rows.append(energy(sample, turn.figures[key].id))
+    return [row for row in rows if row]
+
+
+def _placements(wanted: Wanted, result: Run) -> list[dict[str, Any]]:
+    """Return where Core ML plans to run the package that was measured; on a Mac only."""
+    if sys.platform != "darwin" or wanted.package is None or not result.complete:
+        return []
+    subjects = [f.subject for turn in result.turns for f in turn.figures.values()]
+    packages = read_manifest(wanted.package).packages
+    return placements(wanted.package, packages, subjects[-1])
 
 
 def _report(
