@@ -196,11 +196,16 @@ def _energies(sections: Sections, result: Run, absent: dict[str, str]) -> list[d
 
 def _placements(wanted: Wanted, result: Run) -> list[dict[str, Any]]:
     """Return where Core ML plans to run the package that was measured; on a Mac only."""
-    if sys.platform != "darwin" or wanted.package is None or not result.complete:
+    subjects = [
+        figure.subject
+        for turn in result.turns
+        for figure in turn.figures.values()
+        if turn.section == "coreml"
+    ]
+    if sys.platform != "darwin" or wanted.package is None or not subjects:
         return []
-    subjects = [f.subject for turn in result.turns for f in turn.figures.values()]
     packages = read_manifest(wanted.package).packages
-    return placements(wanted.package, packages, subjects[-1])
+    return placements(wanted.package, packages, subjects[0])
 
 
 def _report(

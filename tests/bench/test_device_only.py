@@ -1,6 +1,8 @@
 """What runs on a Mac only, with what it would be told there."""
 
+import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -76,13 +78,19 @@ def test_a_process_that_takes_memory_has_a_larger_footprint():
     del taken
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it in /proc/stat")
-def test_own_work_is_no_other_program():
+def test_own_work_is_no_other_program(monkeypatch):
+    # Seconds on the clock, of all processors, and of this process.
+    moments = iter([(10.0, 100.0, 5.0), (12.0, 103.6, 5.2), (12.01, 104.0, 5.2)])
+    monkeypatch.setattr(Others, "_now", lambda self: next(moments))
     others = Others()
-    began = others._before[0]
-    total = 0
-    while Others()._before[0] - began < 0.3:
-        total += 1
-    mine = others(0.0)
-    assert mine is not None
-    assert 0 <= mine < 64
+    assert others(0.4) == pytest.approx((3.6 - 0.2 - 0.4) / 2.0)
+    assert others(0.0) is None  # too short to say
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it in /proc/stat")
+def test_no_more_processors_are_busy_than_there_are():
+    others = Others()
+    time.sleep(0.3)
+    taken = others(0.0)
+    assert taken is not None
+    assert 0 <= taken <= (os.cpu_count() or 1) * 1.3

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macai.bench.report.document import SCHEMA
 from macai.coreml.adapter_file import AdapterFile, write_adapter_file
 from macai.coreml.calls import DECODE_AT_MOST
 from macai.coreml.manifest import CONTRACT, Manifest
@@ -250,6 +252,7 @@ def test_the_package_has_a_library_a_program_and_tests(tmp_path):
         '.library(name: "Pirate", targets: ["Pirate"])',
         '.iOS("18.0"), .macOS("15.0")',
         '.executableTarget(name: "PirateChat", dependencies: ["Pirate"])',
+        '.executableTarget(name: "PirateBench", dependencies: ["Pirate"])',
         '.testTarget(name: "PirateTests", dependencies: ["Pirate"])',
     ):
         assert line in text
@@ -291,6 +294,30 @@ def test_swift_reads_keys_that_the_manifest_has():
     renamed = re.findall(r'= "(\w+)"', keys)
     assert set(plain + renamed) <= {field.name for field in fields(Manifest)}
     assert len(plain + renamed) == 7
+
+
+def test_swift_writes_the_members_of_a_benchmark_report():
+    text = (TEMPLATES / f"Sources/{PLACEHOLDER}/Benchmark.swift").read_text(encoding="utf-8")
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    parts = schema["definitions"]
+    kinds = {
+        "BenchmarkReport": schema,
+        "BenchmarkRun": parts["run"],
+        "Machine": parts["machine"],
+        "Settings": parts["settings"],
+        "BenchmarkFigure": parts["figure"],
+    }
+    for name, definition in kinds.items():
+        body = re.search(rf"( *)struct {name}: .*?\n\1}}", text, re.DOTALL)[0]
+        body = re.sub(r"\n    struct .*?\n    }", "", body, flags=re.DOTALL)
+        members = set(
+            re.findall(r"\n +(?:let|var) (\w+)(?:: .*| = .*)", body.partition("init(")[0])
+        )
+        assert members <= set(definition["properties"]), name
+        assert members >= set(definition["required"]), name
+    units = set(re.findall(r'add\([\w" ]+, "([\w/]+)"', text))
+    assert units <= set(parts["figure"]["properties"]["unit"]["enum"])
+    assert units == {"s", "tokens/s", "bytes"}
 
 
 def test_swift_plans_prompts_as_python_does():

@@ -83,6 +83,7 @@ let package = Package(
             name: "{module}",
             dependencies: [.product(name: "Tokenizers", package: "swift-transformers")]),
         .executableTarget(name: "{module}Chat", dependencies: ["{module}"]),
+        .executableTarget(name: "{module}Bench", dependencies: ["{module}"]),
         .testTarget(name: "{module}Tests", dependencies: ["{module}"]),
     ]
 )

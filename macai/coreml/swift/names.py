@@ -10,7 +10,7 @@ _TAKEN = """
     Any Self Type Protocol Swift Foundation CoreML Dispatch Tokenizers Transformers Hub Jinja
     SwiftUI UIKit AppKit XCTest Testing Contract LanguageModel Message Token Finish Manifest Engine
     Call Sampler ModelError ModelFunction ModelVariant AdapterFile AdapterSlot GenerationOptions
-    LoadingStage Chat
+    LoadingStage Chat Bench Benchmark Parameter
 """
 
 
