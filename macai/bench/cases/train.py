@@ -21,7 +21,7 @@ from macai.models.lora import add_lora, target_paths
 from macai.train.gradient import Gradient
 from macai.train.loop import Report, train
 from macai.train.loss import logits_for
-from macai.train.optimizer import adamw
+from macai.train.optimizer import make_optimizer
 
 LENGTHS = {True: (64, 128, 256), False: (128, 512, 1024)}
 STEP_TOKENS = {True: 256, False: 2048}
@@ -100,7 +100,9 @@ def _reports(model: nn.Module, gradient: Gradient, examples: Sequence[Example]) 
     make = partial[Batch](make_batch, examples, plan, pad_id=0)
     return train(
         model,
-        adamw(model, learning_rate=1e-6, beta1=0.9, beta2=0.999, weight_decay=0.0),
+        make_optimizer(
+            "adamw", model, learning_rate=1e-6, beta1=0.9, beta2=0.999, weight_decay=0.0
+        ),
         itertools.repeat([(0, make)]),
         gradient=gradient,
         rate=lambda step: 1e-6,  # the numbers stay finite for as long as this goes on
