@@ -1,6 +1,6 @@
 """What schemes of weight compression cost SmolLM2-135M: bits per weight, perplexity, divergence.
 
-    python benchmarks/bench_compressed_llm.py [--schemes int4-32 palette4-16] [--bits 4.5]
+    python -m benchmarks.bench_compressed_llm [--schemes int4-32 palette4-16] [--bits 4.5]
 
 English text is what Python packages here say of themselves: one in three to evaluate on, the others
 to calibrate with. Prints one JSON line for each scheme, with rounding alone and with errors fed

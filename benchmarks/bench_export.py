@@ -1,35 +1,32 @@
 """Seconds and memory of exporting a language model, beside other converters.
 
-    python benchmarks/bench_export.py [--model DIR] [--runs 3] [--peer torch] [--context 512]
+    python -m benchmarks.bench_export [--model DIR] [--runs 3] [--peer torch] [--context 512]
                                       [--peer-python PYTHON] [--verified] [--model-size 1b]
-    python benchmarks/bench_export.py --peer mlx2coreml --peer-python PYTHON
+    python -m benchmarks.bench_export --peer mlx2coreml
 
-Each export is a process of its own, from the folder of a Hugging Face model to a saved package;
-they alternate in one run. macai writes two functions with states (a prefill of 64 tokens, and
+Each export is a process of its own, from the folder of a Hugging Face model to a saved package. macai writes two functions with states (a prefill of 64 tokens, and
 decode), not compared with the model; with --verified once more as it does unless told not to,
 compared. The peer torch traces transformers' model for 64 tokens without a cache and converts that:
-less. It needs the oracle extra, in the Python that --peer-python names. With --model-size the model
-is a random one of the shape of Llama 3.2 1B, written where this is run: 2.5 GB. Prints one JSON
-line: medians of wall and of CPU seconds (user and system, of all threads), the highest peak of
-resident memory, and their ratios.
+less. A peer has an environment of its own (peers.toml), unless --peer-python names another. With
+--model-size the model is a random one of the shape of Llama 3.2 1B, written where this is run:
+2.5 GB. Gives wall and CPU seconds (user and system, of all threads), the peak of resident memory,
+and ratios.
 
 With --peer mlx2coreml nothing is timed: tiny random models of the architectures that macai promises
-are exported by both, run by macai's own runtime, and compared with MLX. The peer's Python has it
-and what it runs on Linux with:
-
-    pip install mlx2coreml==0.1.1 mlx-lm==0.32.2 'mlx[cpu]==0.32.4' coremltools==9.0
+are exported by both, run by macai's own runtime, and compared with MLX.
 """
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import in_turns, peer_python, process, tell
 from macai.bench.machine import machine, versions
-from macai.bench.process import Run, measure
+from macai.bench.process import measure
 
 # A folder of the model in float16, which both sides read.
 _HALVES = """
@@ -144,12 +141,13 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--context", type=int, default=512)
     options.add_argument("--peer", choices=["torch", "mlx2coreml", "none"], default="none")
-    options.add_argument("--peer-python", default=sys.executable)
+    options.add_argument("--peer-python")
     options.add_argument("--verified", action="store_true")
     options.add_argument("--model-size", choices=["1b"])
     chosen = options.parse_args()
     if chosen.peer == "mlx2coreml":
-        print(json.dumps(beside_mlx2coreml(chosen.peer_python)))
+        python = chosen.peer_python or peer_python("mlx2coreml")
+        print(json.dumps(beside_mlx2coreml(python)))
         return
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "model"
@@ -163,32 +161,13 @@ def main() -> None:
             commands["macai, verified"] = ours
         if chosen.peer == "torch":
             torch = ["-c", _TORCH, str(folder), f"{scratch}/t.mlpackage", "64"]
-            commands["torch"] = [chosen.peer_python, *torch]
-        runs: dict[str, list[Run]] = {name: [] for name in commands}
-        for _ in range(chosen.runs):
-            for name, command in commands.items():
-                runs[name].append(measure(command))
+            commands["torch"] = [chosen.peer_python or peer_python("torch"), *torch]
+        sides = {name: partial(process, command) for name, command in commands.items()}
+        measured = in_turns(sides, chosen.runs)
         weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    result = {"benchmark": "export", "runs": chosen.runs, **summary(runs, weights)}
-    print(json.dumps(result | {"machine": machine(), "versions": versions()}))
-
-
-def summary(runs: dict[str, list[Run]], weights: int) -> dict[str, object]:
-    """Return medians and ratios by name."""
-    seconds = {name: statistics.median(run.seconds for run in of) for name, of in runs.items()}
-    cpu = {name: statistics.median(run.cpu_seconds for run in of) for name, of in runs.items()}
-    memory = {name: max(run.peak_bytes for run in of) for name, of in runs.items()}
-    result: dict[str, object] = {
-        "median_seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "median_cpu_seconds": {name: round(value, 2) for name, value in cpu.items()},
-        "peak_bytes": memory,
-        "weight_bytes": weights,
-        "peak_per_weight_byte": {n: round(m / weights, 2) for n, m in memory.items()},
-    }
-    if "torch" in seconds:
-        result["torch_seconds_per_macai_second"] = round(seconds["torch"] / seconds["macai"], 2)
-        result["the_same_of_cpu_seconds"] = round(cpu["torch"] / cpu["macai"], 2)
-    return result
+    peaks = {name: max(numbers["peak_bytes"]) for name, numbers in measured.items()}
+    share = {name: round(peak / weights, 2) for name, peak in peaks.items()}
+    tell("export", measured, to="macai", weight_bytes=weights, peak_per_weight_byte=share)
 
 
 def beside_mlx2coreml(python: str) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Seconds and memory of making a picture, beside diffusers, at the size of Stable Diffusion 1.5.
 
-    python benchmarks/bench_image.py [--runs 3] [--steps 2] [--pixels 512] [--quantize 8]
+    python -m benchmarks.bench_image [--runs 3] [--steps 2] [--pixels 512] [--quantize 8]
                                      [--peer diffusers] [--peer-python PYTHON] [--tiny]
 
 Weights are random: there are no others here, and they cost the same. All sides read one folder, in
 float16 on disk, and compute in float32 on a CPU; macai once more with 8 bits for the linear layers.
-Each picture is a process of its own, from the folder to the PNG; they alternate in one run. The
-peer needs the oracle extra, in the Python that --peer-python names. Prints one JSON line: medians
-of the whole process, of making the picture, and of a U-Net call (prompt and negative prompt); the
-highest peak of resident memory; ratios; and how far the pictures are apart.
+Each picture is a process of its own, from the folder to the PNG. The peer has an environment of its
+own (peers.toml), unless --peer-python names another. Gives the whole process, making the picture,
+and a U-Net call (prompt and negative prompt); ratios; and how far the pictures are apart.
 """
 
 import argparse
@@ -16,11 +15,13 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from macai.bench.machine import machine, versions
-from macai.bench.process import Run, measure
+from benchmarks.harness import in_turns, peer_python, process, tell
+from macai.bench.process import measure
 
 _WEIGHTS = """
 import sys
@@ -75,14 +76,14 @@ image.save(out)
 
 
 def main() -> None:
-    """Print one JSON line."""
+    """Make the pictures."""
     options = argparse.ArgumentParser()
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--steps", type=int, default=2)
     options.add_argument("--pixels", type=int, default=512)
     options.add_argument("--quantize", type=int, default=8)
     options.add_argument("--peer", choices=["diffusers", "none"], default="none")
-    options.add_argument("--peer-python", default=sys.executable)
+    options.add_argument("--peer-python")
     options.add_argument("--tiny", action="store_true", help="to try the benchmark itself")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
@@ -101,44 +102,24 @@ def main() -> None:
         }
         if chosen.peer == "diffusers":
             peer = [folder, f"{scratch}/diffusers.png", str(chosen.steps), str(chosen.pixels)]
-            commands["diffusers"] = [chosen.peer_python, "-c", _DIFFUSERS, *peer]
-        runs: dict[str, list[Run]] = {name: [] for name in commands}
-        for _ in range(chosen.runs):
-            for name, command in commands.items():
-                runs[name].append(measure(command))
-        result = {"benchmark": "image", "runs": chosen.runs, "steps": chosen.steps, "size": size}
-        result |= summary(runs)
+            python = chosen.peer_python or peer_python("diffusers")
+            commands["diffusers"] = [python, "-c", _DIFFUSERS, *peer]
+        sides = {name: partial(process, command, printed) for name, command in commands.items()}
+        facts: dict[str, Any] = {"steps": chosen.steps, "size": size}
+        measured = in_turns(sides, chosen.runs)
         if "diffusers" in commands:
-            result["psnr_to_diffusers"] = {
+            facts["psnr_to_diffusers"] = {
                 "macai": psnr(f"{scratch}/macai.png", f"{scratch}/diffusers.png"),
                 bits: psnr(f"{scratch}/bits.png", f"{scratch}/diffusers.png"),
             }
-    print(json.dumps(result | {"machine": machine(), "versions": versions()}))
+    tell("image", measured, to="diffusers" if "diffusers" in commands else "macai", **facts)
 
 
-def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """Return medians by name, and ratios to the peer."""
-    printed = {
-        name: [json.loads(r.output.splitlines()[-1]) for r in of] for name, of in runs.items()
-    }
-    calls = {
-        name: statistics.median(statistics.median(p["call_seconds"]) for p in of)
-        for name, of in printed.items()
-    }
-    making = {name: statistics.median(p["seconds"] for p in of) for name, of in printed.items()}
-    memory = {name: max(run.peak_bytes for run in of) for name, of in runs.items()}
-    whole = {name: statistics.median(run.seconds for run in of) for name, of in runs.items()}
-    result: dict[str, Any] = {
-        "median_process_seconds": {n: round(s, 2) for n, s in whole.items()},
-        "median_picture_seconds": {n: round(s, 2) for n, s in making.items()},
-        "median_unet_call_seconds": {n: round(s, 2) for n, s in calls.items()},
-        "peak_bytes": memory,
-    }
-    if "diffusers" in runs:
-        for key, of in (("seconds", whole), ("call", calls), ("memory", memory)):
-            ratios = {n: round(v / of["diffusers"], 3) for n, v in of.items() if n != "diffusers"}
-            result[f"{key}_over_diffusers"] = ratios
-    return result
+def printed(output: str) -> Mapping[str, float]:
+    """Return what a process said of itself in its last line."""
+    said = json.loads(output.splitlines()[-1])
+    call = statistics.median(said["call_seconds"])
+    return {"picture_seconds": said["seconds"], "unet_call_seconds": call}
 
 
 def psnr(first: str, second: str) -> float:

@@ -1,21 +1,20 @@
 """Tables of 16 values for fp16 weights: macai's search, and coremltools' k-means palettizer.
 
-    /path/to/oracle/bin/python benchmarks/bench_palettize.py [--bits 4] [--group 16] [--rounds 3]
+    python -m benchmarks.bench_palettize [--bits 4] [--group 16] [--rounds 3]
 
-Run where scikit-learn is, which coremltools wants for groups of fewer than 10,000 weights. Prints
-one JSON line: for one table and for tables of groups of rows, seconds for a million weights
-(medians of alternating rounds), their ratio, and macai's squared error over coremltools'.
+Run where scikit-learn is, which coremltools wants for groups of fewer than 10,000 weights. Gives,
+for one table and for tables of groups of rows, seconds for a million weights and the squared error,
+and the ratio of both to coremltools'.
 """
 
 import argparse
-import json
-import statistics
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
-from macai.bench.machine import machine
+from benchmarks.harness import in_turns, tell
 from macai.coreml.palettize import palettize
 
 
@@ -29,6 +28,11 @@ def _peer(weight: np.ndarray, bits: int, group: int | None) -> np.ndarray:
     return tables[rows[:, None], packed.indices]
 
 
+def _ours(weight: np.ndarray, bits: int, group: int | None) -> np.ndarray:
+    """Return what macai makes of a weight, float32."""
+    return palettize(weight, bits=bits, group=group).dense()
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--bits", type=int, default=4)
@@ -39,27 +43,22 @@ def main() -> None:
     rng = np.random.default_rng(0)
     spread = np.exp(0.3 * rng.standard_normal((chosen.shape[0], 1)))
     weight = (0.04 * spread * rng.standard_normal(chosen.shape)).astype(np.float16)
-    result: dict[str, Any] = {"bits": chosen.bits, "shape": list(weight.shape)}
+
+    def timed(dense: Callable[[], np.ndarray]) -> Mapping[str, float]:
+        began = time.perf_counter()
+        made = dense()
+        seconds = (time.perf_counter() - began) / weight.size * 1e6
+        error = float(np.square(made - weight.astype(np.float32)).sum())
+        return {"seconds_a_million": seconds, "squared_error": error}
+
     for group in (None, chosen.group):
-        seconds: dict[str, list[float]] = {"macai": [], "coremltools": []}
-        errors = {}
-        for _ in range(chosen.rounds):
-            for name in seconds:
-                began = time.perf_counter()
-                if name == "macai":
-                    dense = palettize(weight, bits=chosen.bits, group=group).dense()
-                else:
-                    dense = _peer(weight, chosen.bits, group)
-                seconds[name].append(time.perf_counter() - began)
-                errors[name] = float(np.square(dense - weight.astype(np.float32)).sum())
-        ours, theirs = (statistics.median(seconds[name]) for name in ("macai", "coremltools"))
-        result["one_table" if group is None else f"tables_of_{group}_rows"] = {
-            "macai_seconds_a_million": round(ours / weight.size * 1e6, 3),
-            "coremltools_seconds_a_million": round(theirs / weight.size * 1e6, 3),
-            "ratio": round(theirs / ours, 1),
-            "error_over_coremltools": round(errors["macai"] / errors["coremltools"], 6),
+        sides = {
+            "macai": partial(timed, partial(_ours, weight, chosen.bits, group)),
+            "coremltools": partial(timed, partial(_peer, weight, chosen.bits, group)),
         }
-    print(json.dumps(result | {"rounds": chosen.rounds, "machine": machine()}))
+        kind = "one table" if group is None else f"tables of {group} rows"
+        measured = in_turns(sides, chosen.rounds)
+        tell(f"palettize, {kind}", measured, to="coremltools", shape=list(weight.shape))
 
 
 if __name__ == "__main__":

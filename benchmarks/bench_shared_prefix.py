@@ -1,19 +1,19 @@
 """Gradients of the same rows with what they all begin with computed once a batch, and once a row.
 
-    python benchmarks/bench_shared_prefix.py [--rows 6] [--rounds 5] [--system "a longer prompt"]
+    python -m benchmarks.bench_shared_prefix [--rows 6] [--rounds 5] [--system "a longer prompt"]
 
-Prints one JSON line: seconds a micro-batch of each, medians of alternating rounds, and their ratio.
+Gives seconds of a micro-batch either way, and their ratio.
 """
 
 import argparse
-import json
-import statistics
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
-from macai.bench.machine import machine
+from benchmarks.harness import in_turns, tell
 from macai.catalog import find_recipe, locate_model
 from macai.data.batches import Plan, make_batch, shared_prefix
 from macai.data.rows import Message, read_splits
@@ -46,30 +46,22 @@ def main() -> None:
         system = Message(role="system", content=chosen.system)
         rows = [replace(row, messages=(system, *row.messages[1:])) for row in rows]
     (prepared,) = prepare([rows], loaded.tokenizer, max_length=4096, truncation="error")
-    examples, seconds = prepared.examples, dict[int, list[float]]()
+    examples = prepared.examples
     gradient = nn.value_and_grad(loaded.model, next_token_loss)
-    prefixes = (0, shared_prefix(examples))
+
+    def micro_batch(prefix: int) -> Mapping[str, float]:
+        plan = Plan(tuple(range(len(examples))), max(e.read_tokens for e in examples))
+        batch = make_batch(examples, plan, pad_id=0, prefix=prefix)
+        began = time.perf_counter()
+        mx.eval(gradient(loaded.model, batch, logits))
+        return {"seconds": time.perf_counter() - began}
+
+    prefix = shared_prefix(examples)
+    sides = {"once a row": partial(micro_batch, 0), "once a batch": partial(micro_batch, prefix)}
     with cpu_ops(loaded.model):
-        for number in range(chosen.rounds + 1):
-            for prefix in prefixes:
-                plan = Plan(tuple(range(len(examples))), max(e.read_tokens for e in examples))
-                batch = make_batch(examples, plan, pad_id=0, prefix=prefix)
-                began = time.perf_counter()
-                mx.eval(gradient(loaded.model, batch, logits))
-                if number:  # the first round warms up
-                    seconds.setdefault(prefix, []).append(time.perf_counter() - began)
-    each, once = (statistics.median(seconds[prefix]) for prefix in prefixes)
-    result = {
-        "prefix_tokens": prefixes[1],
-        "rows": len(examples),
-        "real_tokens": sum(len(e.ids) for e in examples),
-        "seconds_once_a_row": round(each, 3),
-        "seconds_once_a_batch": round(once, 3),
-        "ratio": round(each / once, 2),
-        "rounds": chosen.rounds,
-        "machine": machine(),
-    }
-    print(json.dumps(result))
+        measured = in_turns(sides, chosen.rounds, warm_up=1)
+    facts = {"rows": len(examples), "real_tokens": sum(len(e.ids) for e in examples)}
+    tell("shared prefix", measured, to="once a batch", prefix_tokens=prefix, **facts)
 
 
 if __name__ == "__main__":

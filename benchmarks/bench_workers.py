@@ -1,23 +1,20 @@
 """Training steps of the recipe `intents` by one process and by several, in turns.
 
-    python benchmarks/bench_workers.py [--workers 2] [--tokens 320] [--steps 10]
+    python -m benchmarks.bench_workers [--workers 2] [--tokens 320] [--steps 10]
 
-Prints one JSON line: real tokens a second of each over the same rows, optimiser included, and the
-median over the steps of the ratio of their times.
+Gives real tokens a second of each over the same rows, optimiser included, and the ratio of both.
 """
 
 import argparse
-import json
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 import mlx.nn as nn
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
-from macai.bench.machine import machine
+from benchmarks.harness import in_turns, tell
 from macai.catalog import find_recipe, locate_model
 from macai.data.batches import divide, plan_epoch, shared_prefix
 from macai.data.rows import read_splits
@@ -54,31 +51,22 @@ def main() -> None:
     assert path is not None
     rows = read_splits(path).train
     (prepared,) = prepare([rows], loaded.tokenizer, max_length=512, truncation="error")
-    reports: dict[int, list[Report]] = {1: [], chosen.workers: []}
     with ExitStack() as stack:
         stack.enter_context(cpu_ops(loaded.model))
-        runs = {
-            n: _run(stack, loaded, logits, adapt, prepared.examples, n, chosen.tokens)
-            for n in reports
+        examples, tokens = prepared.examples, chosen.tokens
+        sides = {
+            f"{n} processes": partial(
+                _step, _run(stack, loaded, logits, adapt, examples, n, tokens)
+            )
+            for n in (1, chosen.workers)
         }
-        for number in range(chosen.steps + 1):
-            for workers, run in runs.items():
-                report = next(run)
-                if number:  # in the first step the workers start
-                    reports[workers].append(report)
-    one, several = reports.values()
-    result = {
-        "workers": chosen.workers,
-        "tokens_per_second_one": round(_speed(one), 1),
-        "tokens_per_second_several": round(_speed(several), 1),
-        "ratio": round(
-            statistics.median(a.seconds / b.seconds for a, b in zip(one, several, strict=True)), 2
-        ),
-        "steps": chosen.steps,
-        "blas_threads": cores(),
-        "machine": machine(),
-    }
-    print(json.dumps(result))
+        measured = in_turns(sides, chosen.steps, warm_up=1)  # in the first step the workers start
+    tell("workers", measured, to="1 processes", blas_threads=cores())
+
+
+def _step(reports: Iterator[Report]) -> Mapping[str, float]:
+    report = next(reports)
+    return {"tokens_per_second": report.real_tokens / report.seconds, "seconds": report.seconds}
 
 
 def _run(
@@ -117,10 +105,6 @@ def _run(
         max_grad_norm=1.0,
         seed=0,
     )
-
-
-def _speed(reports: Sequence[Report]) -> float:
-    return sum(r.real_tokens for r in reports) / sum(r.seconds for r in reports)
 
 
 if __name__ == "__main__":
