@@ -4,13 +4,13 @@
                                       [--peer-python PYTHON] [--verified] [--model-size 1b]
     python -m benchmarks.bench_export --peer mlx2coreml
 
-Each export is a process of its own, from the folder of a Hugging Face model to a saved package. macai writes two functions with states (a prefill of 64 tokens, and
-decode), not compared with the model; with --verified once more as it does unless told not to,
-compared. The peer torch traces transformers' model for 64 tokens without a cache and converts that:
-less. A peer has an environment of its own (peers.toml), unless --peer-python names another. With
---model-size the model is a random one of the shape of Llama 3.2 1B, written where this is run:
-2.5 GB. Gives wall and CPU seconds (user and system, of all threads), the peak of resident memory,
-and ratios.
+Each export is a process of its own, from the folder of a Hugging Face model to a saved package.
+macai writes two functions with states (a prefill of 64 tokens, and decode), not compared with the
+model; with --verified once more as it does unless told not to, compared. The peer torch traces
+transformers' model for 64 tokens without a cache and converts that: less. A peer has an environment
+of its own (peers.toml), unless --peer-python names another. With --model-size the model is a random
+one of the shape of Llama 3.2 1B, written where this is run: 2.5 GB. Gives wall and CPU seconds of all
+threads, the peak of resident memory, and ratios.
 
 With --peer mlx2coreml nothing is timed: tiny random models of the architectures that macai promises
 are exported by both, run by macai's own runtime, and compared with MLX.

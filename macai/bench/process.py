@@ -28,8 +28,9 @@ def measure(command: list[str]) -> Run:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
-    said = process.stdout.read()  # one line: less than a pipe holds
-    complained = process.stderr.read()
+    with process.stdout, process.stderr:
+        said = process.stdout.read()  # one line: less than a pipe holds
+        complained = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if status:

@@ -7,7 +7,8 @@ doubts, each of which can only take differences away:
 - **the machine**: before each sample it was measured with a kernel that is not macai's. A figure
   may follow that by any share up to ELASTICITY of it, so any shift in that range is the machine's;
   and what other programs left of the processors is taken in the same way;
-- **size**: what is smaller than LEAST of the unit is nobody's concern;
+- **size**: what is smaller than LEAST_OF_TIME, or LEAST_OF_MEMORY and LEAST_BYTES, is nobody's
+  concern;
 - **chance**: Yuen's test of trimmed means of logarithms, with the error raised by the likeness of
   neighbouring samples, and Holm's correction for the number of figures.
 """
@@ -21,9 +22,10 @@ from typing import Any
 from macai.bench import statistics as stats
 from macai.errors import ReportError
 
-LEAST = {"bytes": 0.05}
-LEAST_OF_TIME = 0.03
+LEAST_OF_TIME, LEAST_OF_MEMORY = 0.03, 0.05
 """Shares that a figure must differ by."""
+LEAST_BYTES = 16 << 20
+"""And bytes: what allocators keep is the same all through a run, and other in the next."""
 ELASTICITY = 1.5
 """By how much more than the probe a figure may slow down with the machine."""
 FEWEST = 4
@@ -133,12 +135,13 @@ def _differences(
     found = []
     for (x, y), (shift, low, high, chance) in zip(pairs, tested, strict=True):
         p = None if chance is None else next(adjusted)
+        before, after = (statistics.median(figure["values"]) for figure in (x, y))
         found.append(
             Difference(
                 figure=x,
-                before=statistics.median(x["values"]),
-                after=statistics.median(y["values"]),
-                change=math.expm1(shift),
+                before=before,
+                after=after,
+                change=after / before - 1 if before else 0.0,
                 low=math.expm1(low),
                 high=math.expm1(high),
                 p=p,
@@ -163,7 +166,10 @@ def _tested(
     if min(len(first), len(second)) < FEWEST:
         shift = statistics.median(second) - statistics.median(first)
         return shift, low, high, None
-    least = math.log1p(LEAST.get(x["unit"], LEAST_OF_TIME))
+    before = statistics.median(x["values"])
+    least = math.log1p(LEAST_OF_TIME)
+    if is_memory:
+        least = math.log1p(max(LEAST_OF_MEMORY, LEAST_BYTES / max(before, 1.0)))
     spreads = [stats.trimmed(values) for values in (first, second)]
     shift = spreads[1].mean - spreads[0].mean
     beyond = max(shift - (high + least), (low - least) - shift)

@@ -71,6 +71,15 @@ def test_memory_that_grew_by_a_tenth_is_significant_whatever_the_machine_does():
     assert {d.verdict for d in significant(first, second)} == {"more"}
 
 
+def test_a_cache_that_kept_a_few_megabytes_more_is_the_same():
+    first, second = report(1), report(2)
+    for made, held in ((first, 5.9e6), (second, 9.9e6)):
+        for figure in made["runs"][0]["figures"]:
+            if figure["unit"] == "bytes":
+                figure["values"] = [held] * len(figure["values"])
+    assert significant(first, second) == []
+
+
 def test_what_differs_by_less_than_a_thirtieth_is_the_same():
     assert significant(report(1, spread=0.001), report(2, spread=0.001, slower=1.02)) == []
 
