@@ -9,8 +9,8 @@ macai writes two functions with states (a prefill of 64 tokens, and decode), not
 model; with --verified once more as it does unless told not to, compared. The peer torch traces
 transformers' model for 64 tokens without a cache and converts that: less. A peer has an environment
 of its own (peers.toml), unless --peer-python names another. With --model-size the model is a random
-one of the shape of Llama 3.2 1B, written where this is run: 2.5 GB. Gives wall and CPU seconds of all
-threads, the peak of resident memory, and ratios.
+one of the shape of Llama 3.2 1B, written where this is run: 2.5 GB. Gives wall and CPU seconds,
+the peak of resident memory, and ratios.
 
 With --peer mlx2coreml nothing is timed: tiny random models of the architectures that macai promises
 are exported by both, run by macai's own runtime, and compared with MLX.
