@@ -208,7 +208,8 @@ def test_every_row_is_learnt_once_in_each_epoch_of_a_run_that_is_stopped(
     run, tmp_path, monkeypatch
 ):
     def note(examples, plan, **options):
-        seen.extend(plan.rows)
+        if len(examples) == 20:  # else it validates
+            seen.extend(plan.rows)
         return real(examples, plan, **options)
 
     seen, real, out = [], objective.make_batch, tmp_path / "run"
