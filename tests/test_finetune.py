@@ -208,7 +208,7 @@ def test_every_row_is_learnt_once_in_each_epoch_of_a_run_that_is_stopped(
     run, tmp_path, monkeypatch
 ):
     def note(examples, plan, **options):
-        if len(examples) == 20:  # else it validates
+        if len(examples) == 20:  # of validation there are 5
             seen.extend(plan.rows)
         return real(examples, plan, **options)
 
