@@ -57,7 +57,12 @@ def fuse(
         result = fuse_requantised(loaded, rows, bits=bits, raise_bits=raise_bits)
         quantization = result.config(bits)
         raised = {path: n for path, n in result.bits.items() if n != bits}
-        facts = {"bits": bits, "agreement": result.agreement, "raised": raised}
+        facts = {
+            "bits": bits,
+            "agreement": result.agreement,
+            "plain_agreement": result.plain_agreement,
+            "raised": raised,
+        }
         print(f"{result.agreement:.2%} of the likeliest tokens stay", file=sys.stderr)
     with atomic_directory(out, force=force) as temporary, reporting() as progress:
         write_model(loaded, temporary, dtype=dtype, quantization=quantization, progress=progress)

@@ -10,7 +10,7 @@ from macai.errors import AdapterError
 from macai.models.adapter import CONFIG, load_adapter
 from macai.models.fuse import fuse
 from macai.models.load import load_model
-from macai.models.lora import lora_layers
+from macai.models.lora import add_lora, lora_layers, target_paths
 from macai.models.peft_config import PeftConfig
 from tests.adapters import ALL, adapt, save
 
@@ -73,6 +73,7 @@ def test_peft_reads_what_macai_wrote(tiny, tiny_dir, tmp_path, targets, rank, al
 RICH = [
     {"use_dora": True},
     {"use_rslora": True},
+    {"init": "pissa", "use_rslora": True, "rank_pattern": {"q_proj": 2}},
     {"modules_to_save": ("embed_tokens", "lm_head", "model.norm")},
     {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 9}, "alpha_pattern": {"v_proj": 3.0}},
     {
@@ -97,7 +98,24 @@ def test_peft_reads_every_kind_that_macai_writes(tiny, tiny_dir, tmp_path, optio
     assert difference(base, theirs) > 1e-2
 
 
-@pytest.mark.parametrize("options", RICH)
+def test_pissa_starts_where_pefts_does(tiny, tiny_dir):
+    """Theirs is the exact decomposition, ours a fast one: what is left is nearly as little."""
+    peft = pytest.importorskip("peft")
+    options = {"init_lora_weights": "pissa", "target_modules": ["v_proj", "up_proj"]}
+    config = peft.LoraConfig(r=6, lora_alpha=9, task_type="CAUSAL_LM", **options)
+    theirs = dict(peft.get_peft_model(torch_model(tiny_dir), config).named_modules())
+    paths = target_paths(tiny.model, ["v_proj", "up_proj"])
+    add_lora(tiny.model, paths, rank=6, alpha=9, init="pissa")
+    for path, layer in lora_layers(tiny.model).items():
+        other = theirs[f"base_model.model.{path}"]
+        a, b = other.lora_A["default"].weight, other.lora_B["default"].weight
+        weight = np.array(layer.linear.weight)
+        least = np.linalg.norm(weight - 1.5 * (b @ a).detach().numpy())
+        ours = np.linalg.norm(weight - 1.5 * np.array(layer.lora_B @ layer.lora_A))
+        assert least <= ours * (1 + 1e-6) < 1.01 * least < 0.98 * np.linalg.norm(weight), path
+
+
+@pytest.mark.parametrize("options", [o for o in RICH if "init" not in o])
 def test_macai_reads_every_kind_that_peft_writes(tiny, tiny_dir, tmp_path, options):
     peft = pytest.importorskip("peft")
     import torch
