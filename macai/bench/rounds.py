@@ -58,11 +58,13 @@ class Run:
     """What a run gave, complete or not.
 
     Attributes:
-        turns: Every case, in the order in which they were opened.
+        turns: Every case that was measured, in the order in which they were opened.
+        left_out: What would have taken too long, each as section and parameters.
     """
 
     measured: dict[str, Measured] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     rounds: int = 0
     complete: bool = True
 
@@ -149,7 +151,8 @@ def measure(
         names: In the order in which they are opened.
         probe: Measures the machine: see Probe.
         rounds: As many samples as each figure gets, if they fit into the budget.
-        budget_seconds: After so many no round begins, unless there were fewer than FEWEST.
+        budget_seconds: After so many no round begins, unless there were fewer than FEWEST; and
+            what takes longest is left out where FEWEST rounds of all would not fit.
         progress: (what, done, total).
         should_stop: Asked before each sample; if true, what was measured is returned.
 
@@ -164,14 +167,18 @@ def measure(
             for figure in figures.values():
                 run.measured[figure.id] = Measured(figure)
     progress("opening", len(names), len(names))
-    clock, turns = _Clock(sections, probe, run), list(run.turns)
-    for done, turn in enumerate(turns):
+    clock, costs = _Clock(sections, probe, run), list[float]()
+    for done, turn in enumerate(run.turns):
         if should_stop():
             run.complete = False
             return run
-        progress("warming up", done, len(turns))
+        progress("warming up", done, len(run.turns))
+        before = time.perf_counter()
         clock.take(*turn, keep="single")
-    progress("warming up", len(turns), len(turns))
+        costs.append(time.perf_counter() - before)
+    progress("warming up", len(run.turns), len(run.turns))
+    _leave_out(run, costs, (budget_seconds - (time.perf_counter() - began)) / FEWEST)
+    turns = list(run.turns)
     for number in range(rounds):
         if number >= FEWEST and time.perf_counter() - began > budget_seconds:
             break
@@ -185,6 +192,22 @@ def measure(
         run.rounds += 1
     progress("measuring", rounds * len(turns), rounds * len(turns))
     return run
+
+
+def _leave_out(run: Run, costs: Sequence[float], seconds: float) -> None:
+    """Take out the longest cases until a round fits into `seconds`; of each section one is kept."""
+    kept = dict(zip(range(len(costs)), costs, strict=True))
+    for place in sorted(kept, key=lambda k: -kept[k]):
+        turn = run.turns[place]
+        others = [k for k in kept if k != place and run.turns[k].section == turn.section]
+        rates = [k for k in others if any("/s" in f.unit for f in run.turns[k].figures.values())]
+        is_rate = any("/s" in figure.unit for figure in turn.figures.values())
+        if sum(kept.values()) > seconds and is_rate and rates:
+            del kept[place]
+            figure = next(iter(turn.figures.values()))
+            at = ", ".join(f"{key} {value}" for key, value in figure.parameters.items())
+            run.left_out.append(f"{turn.section}, {at}")
+    run.turns = [run.turns[place] for place in sorted(kept)]
 
 
 def sustain(

@@ -90,6 +90,8 @@ def run(wanted: Wanted, *, out: Path, force: bool, as_json: bool) -> None:
         if not any(m.values for m in result.measured.values()):
             print("stopped before anything was measured: nothing is written", file=sys.stderr)
             raise typer.Exit(130)
+        why = "five rounds of it would take too long on this machine"
+        absent |= dict.fromkeys(result.left_out, why)
         extras = {"absent": absent, "sustained": curves, "energy": energies}
         extras["placement"] = _placements(wanted, result)
         report = _report(wanted, result, extras, probe.dtype, time.perf_counter() - began)

@@ -6,7 +6,14 @@ import pytest
 from macai.bench.probe import Probe, Speed
 from macai.bench.rounds import FEWEST, Sections, Turn, measure, sustain
 from macai.errors import ModelError
-from tests.bench.turns import open_defect, open_dying, open_nothing, open_single, open_two
+from tests.bench.turns import (
+    open_defect,
+    open_dying,
+    open_nothing,
+    open_single,
+    open_slow,
+    open_two,
+)
 
 
 def run(openers, *, rounds=2, budget=1e9, stop=lambda: False):
@@ -50,8 +57,18 @@ def test_what_is_measured_once_is_measured_the_first_time(tmp_path):
 
 def test_a_spent_budget_leaves_the_fewest_rounds_that_say_something(tmp_path):
     result = run({"x": partial(open_two, tmp_path / "log", "a", "b")}, rounds=50, budget=0.0)
+    assert result.left_out == []  # what is no rate is kept: memory, a load
     assert result.rounds == FEWEST
     assert {len(m.values) for m in result.measured.values()} == {FEWEST}
+
+
+def test_what_takes_longest_is_left_out_where_the_fewest_rounds_would_not_fit(tmp_path):
+    log = tmp_path / "log"
+    result = run({"x": partial(open_slow, log)}, rounds=FEWEST, budget=0.0)
+    assert result.left_out == ["x, size huge", "x, size large"]
+    assert log.read_text().split() == ["small", "large", "huge"] + ["small"] * FEWEST
+    whole = run({"x": partial(open_slow, log)}, rounds=1)
+    assert whole.left_out == []
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path):

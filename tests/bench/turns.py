@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from macai.bench.figure import Case, Figure
@@ -30,6 +32,21 @@ class Noted:
         return {"value": 1.0}
 
 
+class Takes(Noted):
+    """Takes its time: a rate at a size."""
+
+    def __init__(self, log: Path, name: str, seconds: float) -> None:
+        super().__init__(log, name)
+        self._seconds = seconds
+        self.figures = {
+            "value": replace(self.figures["value"], unit="tokens/s", parameters={"size": name})
+        }
+
+    def sample(self) -> Mapping[str, float]:
+        time.sleep(self._seconds)
+        return super().sample()
+
+
 class Dies(Noted):
     """Is ended by the system when it is asked the third time."""
 
@@ -42,6 +59,10 @@ class Dies(Noted):
 
 def open_two(log: Path, first: str, second: str) -> list[Case]:
     return [Noted(log, first), Noted(log, second)]
+
+
+def open_slow(log: Path) -> list[Case]:
+    return [Takes(log, "small", 0.0), Takes(log, "large", 0.4), Takes(log, "huge", 0.8)]
 
 
 def open_single(log: Path) -> list[Case]:
