@@ -39,7 +39,7 @@ def make_report(
 
     model = MODELS["smollm2-135m"]
     facts = asdict(summary)
-    del facts["adapter"]
+    del facts["adapter"], facts["model"]  # whose names say other things here
     return {
         "model": model.name,
         "sha256": model.source.member_sha256,

@@ -158,7 +158,11 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_is_one_line():
+def test_a_full_disk_is_one_error_with_a_hint():
     with Path("/dev/full").open("w") as full, python_macai("recipes", "list", stdout=full) as run:
         _, err = run.communicate(timeout=10)
-    assert (run.returncode, err) == (1, "error: the output: No space left on device\n")
+    assert run.returncode == 1
+    assert err.splitlines() == [
+        "error: the output: No space left on device",
+        "hint: free some space on that disk",
+    ]

@@ -139,7 +139,7 @@ def test_a_run_ends_with_one_line_of_json_and_an_adapter_that_helps(macai, folde
         "adapter_config.json", WEIGHTS, FILE, "metrics.jsonl", "recipe.toml"
     ]  # fmt: skip
     loaded = load_model(folder)
-    assert load_adapter(loaded, out).rank == 4
+    assert load_adapter(loaded, out).sizes.rank == 4
     assert any(
         mx.abs(layer.lora_B).max().item() > 0 for layer in lora_layers(loaded.model).values()
     )
