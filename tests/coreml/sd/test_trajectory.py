@@ -23,7 +23,7 @@ def test_twenty_steps_of_the_packages_end_where_those_of_the_model_do(bundle, mo
 
 @pytest.mark.slow
 def test_other_weights_lead_astray(model, tmp_path):
-    lora = read(model, lora_file(tmp_path / "ink.safetensors"), 4.0)
+    lora = read(model, lora_file(tmp_path / "ink.safetensors"), 20.0)
     manifest, _ = export_tiny(model, tmp_path / "b", loras=[lora], timesteps=0)
     manifest.source["loras"] = []  # as if nothing had been fused
     report = verify_sd(manifest, tmp_path / "b", sources(model), timesteps=1, steps=4)
