@@ -105,6 +105,7 @@ def test_by_its_clock_a_reply_is_read_once_and_then_written_token_by_token(tiny,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tokens_a_second_are_those_of_a_stopwatch_around_another_loop(smollm2):
     """Greedy decoding written down once more, with mlx-lm's cache; the two alternate."""
     from mlx_lm.models.cache import make_prompt_cache

@@ -70,6 +70,7 @@ def test_a_model_that_is_not_there_is_one_message(macai, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_everything_holds_here_on_a_real_model(macai, smollm2_dir):
     result = macai("selftest", "--model", smollm2_dir, "--json")
     value = json.loads(result.out)
