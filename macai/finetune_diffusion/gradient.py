@@ -5,11 +5,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
-from macai.models.arrays import scalar
-from macai.train.gradient import Sums
-from macai.train.optimizer import joined
+from macai.train.gradient import Sums, add_up
 
 
 class Batch(Protocol):
@@ -33,31 +30,11 @@ class ImageGradient:
         self._both = nn.value_and_grad(model, loss)
 
     def __call__(self, parts: Iterable[tuple[int, Callable[[], Batch]]], seed: int) -> Sums:
-        """Compute the parts one after the other and add them up.
-
-        Args:
-            parts: At least one; its number in the step and what makes it.
-            seed: Of the step: with a part's number it seeds the dropout.
-        """
-        parameters = self._model.trainable_parameters()
-        loss, grads, batches = mx.array(0.0), None, list[tuple[int, int]]()
-        for number, make in parts:
-            batch = make()
-            mx.random.seed(seed + number)
-            new_loss, new = self._both(self._model, batch)
-            self._model.update(parameters)  # tracing left its own arrays in the model
-            loss = loss + new_loss
-            grads = new if grads is None else tree_map(mx.add, grads, new)
-            mx.eval(loss, grads)
-            batches.append((batch.images, batch.computed))
-        vector = joined(grads)
-        mx.eval(vector)
-        images = sum(images for images, _ in batches)
-        return Sums(
-            loss=scalar(loss),
-            vector=vector,
-            learnt_tokens=images,
-            real_tokens=images,
-            processed_tokens=sum(computed for _, computed in batches),
-            peak_memory_bytes=mx.get_peak_memory(),
+        """Compute the parts one after the other and add them up: see `add_up`."""
+        return add_up(
+            self._model,
+            parts,
+            seed,
+            step=lambda batch: self._both(self._model, batch),
+            count=lambda batch: (batch.images, batch.images, batch.computed),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,6 +12,8 @@ from macai.data.batches import Batch
 from macai.models.arrays import named_arrays
 from macai.train.loss import Logits, cross_entropy, next_token_loss, scores_of
 from macai.train.optimizer import joined
+
+AnyBatch = TypeVar("AnyBatch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,47 @@ class Sums:
         return Sums(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
+def add_up(
+    model: nn.Module,
+    parts: Iterable[tuple[int, Callable[[], AnyBatch]]],
+    seed: int,
+    *,
+    step: Callable[[AnyBatch], tuple[Any, Any]],
+    count: Callable[[AnyBatch], tuple[int, int, int]],
+) -> Sums:
+    """Compute parts of a step one after the other and add them up.
+
+    Args:
+        model: What is trained; tracing leaves its own arrays in it, which are taken out again.
+        parts: At least one; its number in the step and what makes it.
+        seed: Of the step. With a part's number it seeds the dropout: no matter who computes it.
+        step: Returns a batch's loss, and its gradients in the order of the parameters.
+        count: Returns what a batch adds to learnt, real and processed tokens.
+    """
+    parameters = model.trainable_parameters()
+    total, grads, counts = 0.0, None, [0, 0, 0]
+    for number, make in parts:
+        batch = make()
+        mx.random.seed(seed + number)
+        loss, new = step(batch)
+        model.update(parameters)
+        grads = new if grads is None else tree_map(mx.add, grads, new)
+        mx.eval(loss, grads)
+        total += float(loss)
+        counts = [a + b for a, b in zip(counts, count(batch), strict=True)]
+    vector = joined(grads)
+    mx.eval(vector)
+    learnt, real, processed = counts
+    return Sums(
+        loss=total,
+        vector=vector,
+        learnt_tokens=learnt,
+        real_tokens=real,
+        processed_tokens=processed,
+        peak_memory_bytes=mx.get_peak_memory(),
+    )
+
+
 class Gradient:
     """Computes `Sums` in this process."""
 
@@ -52,36 +96,17 @@ class Gradient:
         self._vocabulary = logits(model, *probe).shape[-1]  # not evaluated
 
     def __call__(self, parts: Iterable[tuple[int, Callable[[], Batch]]], seed: int) -> Sums:
-        """Compute the parts one after the other and add them up.
+        """Compute the parts one after the other and add them up: see `add_up`."""
 
-        Args:
-            parts: At least one; its number in the step and what makes it, one after the other.
-            seed: Of the step. With a part's number it seeds the dropout: no matter who computes it.
-        """
-        parameters = self._model.trainable_parameters()
-        total, grads, batches = 0.0, None, list[Batch]()
-        for number, make in parts:
-            batch = make()
-            mx.random.seed(seed + number)
-            if self._on_cpu:
-                loss, new = self._in_two_passes(batch)
-            else:
-                loss, new = self._by_mlx(self._model, batch, self._logits, self._smoothing)
-            self._model.update(parameters)  # tracing left its own arrays in the model
-            grads = new if grads is None else tree_map(mx.add, grads, new)
-            mx.eval(loss, grads)
-            total += float(loss)
-            batches.append(batch)
-        vector = joined(grads)
-        mx.eval(vector)
-        return Sums(
-            loss=total,
-            vector=vector,
-            learnt_tokens=sum(batch.learnt_tokens for batch in batches),
-            real_tokens=sum(batch.real_tokens for batch in batches),
-            processed_tokens=sum(batch.processed_tokens for batch in batches),
-            peak_memory_bytes=mx.get_peak_memory(),
-        )
+        def count(batch: Batch) -> tuple[int, int, int]:
+            return batch.learnt_tokens, batch.real_tokens, batch.processed_tokens
+
+        return add_up(self._model, parts, seed, step=self._step, count=count)
+
+    def _step(self, batch: Batch) -> tuple[Any, Any]:
+        if self._on_cpu:
+            return self._in_two_passes(batch)
+        return self._by_mlx(self._model, batch, self._logits, self._smoothing)
 
     def _in_two_passes(self, batch: Batch) -> tuple[float, list[mx.array]]:
         """Return the loss, and the gradients in the order of the parameters, not yet evaluated.

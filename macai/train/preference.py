@@ -9,16 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from macai.data.pairs import PairBatch
 from macai.models.arrays import named_arrays, scalar
 from macai.models.lora import adapter_off
-from macai.train.gradient import Sums
+from macai.train.gradient import Sums, add_up
 from macai.train.loss import Logits, cross_entropy, scores_of, token_losses
 from macai.train.losses import Compared, PairLoss
 from macai.train.losses.compared import Options
-from macai.train.optimizer import joined
 
 
 class PairGradient:
@@ -32,28 +31,12 @@ class PairGradient:
         self._by_mlx = nn.value_and_grad(model, self._whole)
 
     def __call__(self, parts: Iterable[tuple[int, Callable[[], PairBatch]]], seed: int) -> Sums:
-        """Compute the parts one after the other and add them up, as `Gradient` does."""
-        parameters = self._model.trainable_parameters()
-        total, grads, batches = 0.0, None, list[PairBatch]()
-        for number, make in parts:
-            batch = make()
-            mx.random.seed(seed + number)
-            loss, new = self._step(batch)
-            self._model.update(parameters)  # tracing left its own arrays in the model
-            grads = new if grads is None else tree_map(mx.add, grads, new)
-            mx.eval(loss, grads)
-            total += scalar(loss)
-            batches.append(batch)
-        vector = joined(grads)
-        mx.eval(vector)
-        return Sums(
-            loss=total,
-            vector=vector,
-            learnt_tokens=sum(batch.pairs for batch in batches),
-            real_tokens=sum(batch.batch.real_tokens for batch in batches),
-            processed_tokens=sum(batch.batch.processed_tokens for batch in batches),
-            peak_memory_bytes=mx.get_peak_memory(),
-        )
+        """Compute the parts one after the other and add them up: see `add_up`."""
+
+        def count(batch: PairBatch) -> tuple[int, int, int]:
+            return batch.pairs, batch.batch.real_tokens, batch.batch.processed_tokens
+
+        return add_up(self._model, parts, seed, step=self._step, count=count)
 
     def _step(self, batch: PairBatch) -> tuple[mx.array, Any]:
         """Return the loss, and the gradients in the order of the parameters."""
