@@ -33,7 +33,10 @@ def read_report(path: Path) -> Document:
             raise ReportError(f"{path}: larger than {MOST_BYTES >> 20} MiB: no report is")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise ReportError(f"{path}: cannot be read: {e}") from e
+        why = e.strerror if isinstance(e, OSError) else e
+        raise ReportError(
+            f"{path}: cannot be read: {why}", hint="give a report.json of macai bench"
+        ) from e
     return parse_report(text, source=str(path))
 
 
