@@ -13,11 +13,13 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 
+import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
+
+# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from macai.bench.machine import machine
 from macai.catalog import locate_model
 from macai.coreml.calibrate import input_moments, matrix_paths

@@ -69,42 +69,6 @@ package = ct.convert(
 )
 package.save(out)
 """
-
-# A folder of a random model of Llama 3.2 1B's shape, a file a layer, with another's tokenizer.
-_RANDOM = """
-import json, shutil, sys
-from pathlib import Path
-import macai.models
-import mlx.core as mx
-from macai.catalog import locate_model
-folder, H, F, KV, V, LAYERS = Path(sys.argv[2]), 2048, 8192, 512, 128256, 16
-for file in locate_model(sys.argv[1], progress=lambda *_: None).glob("tokenizer*"):
-    shutil.copy(file, folder)
-config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": H}
-config |= {"intermediate_size": F, "num_hidden_layers": LAYERS, "num_attention_heads": 32}
-config |= {"num_key_value_heads": 8, "head_dim": 64, "vocab_size": V, "rms_norm_eps": 1e-5}
-config |= {"rope_theta": 500000.0, "max_position_embeddings": 131072, "tie_word_embeddings": True}
-config["rope_scaling"] = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0}
-config["rope_scaling"] |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-(folder / "config.json").write_text(json.dumps(config))
-mx.random.seed(0)
-
-def random(*shape):
-    return mx.random.uniform(-0.03, 0.03, shape, mx.float16)
-
-def write(number, arrays):
-    mx.save_safetensors(f"{folder}/model-{number:02}.safetensors", arrays)
-
-ones = mx.ones((H,), mx.float16)
-write(0, {"model.embed_tokens.weight": random(V, H), "model.norm.weight": ones})
-shapes = {"self_attn.q_proj": (H, H), "self_attn.k_proj": (KV, H), "self_attn.v_proj": (KV, H)}
-shapes |= {"self_attn.o_proj": (H, H), "mlp.gate_proj": (F, H), "mlp.up_proj": (F, H)}
-shapes["mlp.down_proj"] = (H, F)
-for layer in range(LAYERS):
-    arrays = {f"{name}.weight": random(*shape) for name, shape in shapes.items()}
-    arrays |= {f"{name}_layernorm.weight": ones for name in ("input", "post_attention")}
-    write(layer + 1, {f"model.layers.{layer}.{name}": a for name, a in arrays.items()})
-"""
 _MLX2COREML = """
 import importlib.metadata, json, sys, warnings
 warnings.simplefilter("ignore")
@@ -152,8 +116,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
-        prepare = _RANDOM if chosen.model_size else _HALVES
-        measure([sys.executable, "-c", prepare, chosen.model, str(folder)])
+        prepare = ["-m", "benchmarks.random_llama"] if chosen.model_size else ["-c", _HALVES]
+        measure([sys.executable, *prepare, chosen.model, str(folder)])
         ours = [sys.executable, "-m", "macai", "export", "llm", "--model", str(folder)]
         ours += ["--force", "--context", str(chosen.context), "--out", f"{scratch}/ours"]
         commands = {"macai": [*ours, "--no-verify"]}

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
+
+# isort: split
 import mlx.nn as nn
 
-import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from benchmarks.harness import in_turns, tell
 from macai.catalog import find_recipe, locate_model
 from macai.data.batches import divide, plan_epoch, shared_prefix

@@ -3,12 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
+
+LOOK_SECONDS = 0.05
 
 
 class Run(NamedTuple):
-    """Of a process: wall and CPU seconds, its peak resident memory in bytes, what it printed."""
+    """Of a process: wall and CPU seconds, its peak resident memory in bytes, what it printed.
+
+    On Linux the peak is of it and the processes that it started together, as often as they were
+    looked at; elsewhere its own alone.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -28,14 +37,54 @@ def measure(command: list[str]) -> Run:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
+    family = _Family(process.pid)
+    family.start()
     with process.stdout, process.stderr:
         said = process.stdout.read()  # one line: less than a pipe holds
         complained = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
+    together = family.stop()
     process.returncode = os.waitstatus_to_exitcode(status)
     if status:
         raise SystemExit(f"{command[:4]}: {complained.decode()[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     seconds = time.perf_counter() - began
     cpu = usage.ru_utime + usage.ru_stime
-    return Run(seconds, cpu, usage.ru_maxrss * unit, said.decode())
+    return Run(seconds, cpu, max(usage.ru_maxrss * unit, together), said.decode())
+
+
+class _Family(threading.Thread):
+    """Adds up, again and again, what a process and those that it started have in memory."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._peak = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            if others := _descendants(self._pid):
+                self._peak = max(self._peak, sum(map(_resident_bytes, [self._pid, *others])))
+
+    def stop(self) -> int:
+        """Return the most that was seen, in bytes; 0 where there were no other processes."""
+        self._over.set()
+        self.join()
+        return self._peak
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes below one, as far as Linux lists them; elsewhere none."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # gone meanwhile
+            found += map(int, file.read_text(encoding="ascii").split())
+    return [*found, *(lower for child in found for lower in _descendants(child))]
+
+
+def _resident_bytes(pid: int) -> int:
+    with suppress(OSError):
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0

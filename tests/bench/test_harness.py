@@ -51,6 +51,14 @@ def test_a_process_gives_its_costs_and_what_it_printed():
     assert values["peak_bytes"] > 1e6
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists who started whom")
+def test_memory_counts_what_a_process_has_started():
+    child = "import time; x = bytearray(200 << 20); time.sleep(0.5)"
+    command = [sys.executable, "-c", "import subprocess, sys; x = bytearray(100 << 20); "]
+    command[-1] += f"subprocess.run([sys.executable, '-c', {child!r}])"
+    assert 300 << 20 < process(command)["peak_bytes"] < 400 << 20
+
+
 def test_every_version_of_a_peer_is_pinned():
     peers = tomllib.loads(PEERS.read_text(encoding="utf-8"))
     wanted = [line for peer in peers.values() for line in peer["install"]]
