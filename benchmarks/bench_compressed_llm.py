@@ -20,7 +20,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macai.bench.machine import machine
 from macai.catalog import locate_model
 from macai.coreml.calibrate import input_moments, matrix_paths
 from macai.coreml.compress import Compression, Scheme
@@ -28,6 +27,7 @@ from macai.coreml.sensitivity import measure_sensitivity
 from macai.models.arrays import scalar
 from macai.models.blas import load_fast_blas
 from macai.models.load import LoadedModel, load_model
+from macai.page.machine import machine
 
 LENGTH = 512
 

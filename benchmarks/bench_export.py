@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import in_turns, peer_python, process, tell
-from macai.bench.machine import machine, versions
 from macai.bench.process import measure
+from macai.page.machine import machine, versions
 
 # A folder of the model in float16, which both sides read.
 _HALVES = """

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from macai.bench.machine import machine, versions
 from macai.bench.process import Run, measure
 from macai.bench.statistics import summarise
+from macai.page.machine import machine, versions
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers.toml"

@@ -9,8 +9,9 @@ from macai.bench.report.compare import Comparison, compare
 from macai.bench.report.document import merged, read_report
 from macai.bench.report.files import FILES, write_files
 from macai.bench.report.markdown import escaped, markdown, table
-from macai.bench.report.words import amount, machine_line, title
+from macai.bench.report.words import title
 from macai.files import require_writable
+from macai.page.words import amount, machine_line
 
 
 def compare_reports(first: Path, second: Path, *, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from macai.bench.machine import machine, versions
+from macai.page.machine import machine, versions
 
 if TYPE_CHECKING:
     from macai.mil.lint import Report

@@ -34,8 +34,8 @@ def make_report(
 
     `fused` covers the first rows only: its replies are compared with the tuned model's.
     """
-    from macai.bench.machine import machine, versions
     from macai.catalog import MODELS
+    from macai.page.machine import machine, versions
 
     model = MODELS["smollm2-135m"]
     facts = asdict(summary)

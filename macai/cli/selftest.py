@@ -33,9 +33,9 @@ def selftest(
     """
     import mlx.core as mx
 
-    from macai.bench.machine import machine, versions
     from macai.catalog import cached_models, locate_model
     from macai.cli.progress import reporting
+    from macai.page.machine import machine, versions
     from macai.selftest.proofs import prove
 
     if model is None and any(path.name == DEFAULT_MODEL for path in cached_models()):

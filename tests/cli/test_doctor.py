@@ -10,8 +10,8 @@ import pytest
 
 import macai as package
 from macai.bench import machine
-from macai.bench.machine import PACKAGES
 from macai.cli import doctor
+from macai.page.machine import PACKAGES
 
 
 @pytest.fixture(autouse=True)

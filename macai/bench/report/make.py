@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import macai
-from macai.bench.machine import machine, versions
 from macai.bench.report.document import KIND, VERSION, Document
 from macai.bench.rounds import Measured, Run
 from macai.bench.statistics import quantile, summarise
+from macai.page.machine import machine, versions
 
 BEST = 0.95
 """The quantile of the probes that counts as what the machine can do, in a disturbed run too."""

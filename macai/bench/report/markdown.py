@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from macai.bench.report.make import summarised
-from macai.bench.report.words import SECTIONS, amount, interval, machine_line, scaled, title
+from macai.bench.report.words import SECTIONS, title
+from macai.page.words import amount, interval, machine_line, scaled
 
 _ENDS = (("low", "high"), ("p10", "p90"))
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~])")

@@ -1,28 +1,16 @@
-"""A report as one HTML file: nothing is loaded from anywhere, and nothing runs in it.
-
-What a report says is escaped by the template engine, and a policy in the page forbids scripts.
-"""
+"""A report of `macai bench` as one HTML file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from markupsafe import Markup
-
-from macai.bench.report import svg
 from macai.bench.report.make import summarised
-from macai.bench.report.words import (
-    SECTIONS,
-    amount,
-    interval,
-    machine_line,
-    parameters,
-    plain,
-    scaled,
-    title,
-)
+from macai.bench.report.words import SECTIONS, parameters, title
+from macai.page import svg
+from macai.page.html import Card, render
+from macai.page.words import amount, machine_line, scaled
 
-FOLDER = Path(__file__).parent
+TEMPLATE = Path(__file__).parent / "bench.html.jinja"
 HEADLINES = (
     ("generate", "decode", "tokens a second"),
     ("generate", "first token", "to the first token"),
@@ -34,30 +22,9 @@ HEADLINES = (
 Figures = Sequence[dict[str, Any]]
 
 
-class Card(NamedTuple):
-    """A chart with its heading, and a line about it."""
-
-    heading: str
-    chart: Markup
-    note: str = ""
-
-
 def page(report: Mapping[str, Any]) -> str:
     """Return the page of a report."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"amount": amount, "scaled": scaled, "plain": plain}
-    style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html.jinja").render(
-        style=style, interval=interval, runs=[_run(run) for run in report["runs"]]
-    )
+    return render(TEMPLATE, runs=[_run(run) for run in report["runs"]])
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
