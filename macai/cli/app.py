@@ -28,6 +28,7 @@ from macai.cli import (
     image,
     quickstart,
     recipes,
+    report,
     run,
     score,
     selftest,
@@ -57,6 +58,7 @@ def _add(command: Callable[..., None], to: typer.Typer = app) -> None:
 # In the order of `macai --help`, which puts groups last.
 _add(quickstart.quickstart)
 _add(train.train)
+_add(report.report)
 _add(generate.generate)
 _add(chat.chat)
 _add(score.score)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from macai.cli.training_view import TrainingView
     from macai.finetune_diffusion.events import Summary as ImageSummary
     from macai.recipe import DiffusionRecipe, Recipe
+    from macai.report.answers import Questions
     from macai.train.events import Summary
 
 Result = TypeVar("Result")
@@ -83,16 +84,20 @@ def run_recipe(
     from macai.data.rows import read_splits
     from macai.finetune import finetune
     from macai.models.load import load_model
+    from macai.report.answers import Questions
     from macai.train.events import Summary
 
     data = _require_data(data or recipe.data.path, "give --data examples.jsonl, or a folder")
     _refuse_existing(out, resume=resume, force=force)
-    read_splits(data)  # bad rows are said before minutes go into fetching a model
+    read = read_splits(data)  # bad rows are said before minutes go into fetching a model
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
     loaded = load_model(folder)
     start = partial(finetune, recipe, loaded, data=data, out=out, resume=resume, force=force)
-    return _follow(start, TextTrainingView(), Summary, out)
+    ask = None
+    if (sample := recipe.sample).rows:
+        ask = Questions(loaded, read.valid, count=sample.rows, max_tokens=sample.tokens)
+    return _follow(start, TextTrainingView(), Summary, out, ask)
 
 
 def run_image_recipe(
@@ -132,17 +137,24 @@ def _refuse_existing(out: Path, *, resume: bool, force: bool) -> None:
 
 
 def _follow(
-    start: Callable[..., Iterator[object]], view: "TrainingView", result: type[Result], out: Path
+    start: Callable[..., Iterator[object]],
+    view: "TrainingView",
+    result: type[Result],
+    out: Path,
+    ask: "Questions | None" = None,
 ) -> Result:
-    """Show what happens until the result; a run that is asked to stop ends the process."""
+    """Show and record what happens until the result; one asked to stop ends the process."""
+    from macai.report import REPORT, recorded
     from macai.train.events import Stopped
     from macai.train.unsaved import remove_unsaved, removing_unsaved
 
     event: object = None
     ending = partial(remove_unsaved, out)
     with stop_on_signal(ending) as stop_requested, removing_unsaved(out), view:
-        for event in start(should_stop=lambda: stop_requested() is not None):
+        events = start(should_stop=lambda: stop_requested() is not None)
+        for event in recorded(events, out, ask=ask):
             view.show(event)
+    print(f"report: {out / REPORT}", file=sys.stderr)
     if isinstance(event, Stopped):
         number = stop_requested() or signal.SIGINT
         print(

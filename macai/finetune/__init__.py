@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 from macai.data.batches import Plan, divide, few_shapes, plan_epoch, shared_prefix
-from macai.data.check import require_apart
+from macai.data.check import histogram, require_apart
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, Prepared
 from macai.errors import UsageError
@@ -373,7 +373,7 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
     for example in examples:
         end = b"\n" if example.good else b"bad\n"
         rows.update(example.ids.tobytes() + b"/" + example.learn.tobytes() + end)
-    decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data")}
+    decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data", "sample")}
     original = recipe.adapter.original
     decisive["adapter"]["original"] = str(original) if original else None
     free = ("save_every", "workers", "recompute")  # but workers change the result by rounding
@@ -394,6 +394,9 @@ def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
         valid_rows=len(run.objective.lengths(run.valid)),
         dropped_rows=sum(s.dropped for s in sets),
         shortened_rows=sum(s.shortened for s in sets),
+        train_tokens=sum(len(e.ids) for e in run.train),
+        learnt_tokens=sum(e.learnt_tokens for e in run.train),
+        lengths=histogram([len(e.ids) for e in run.train]),
         trainable_parameters=sum(p.size for p in parameters),
         steps=run.steps,
         steps_per_epoch=run.steps_per_epoch,

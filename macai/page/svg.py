@@ -27,11 +27,12 @@ class Bar(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A name, points (x, y), and whether they are joined."""
+    """A name, points (x, y), whether they are joined, and whether each is marked all the same."""
 
     name: str
     points: Sequence[tuple[float, float]]
     joined: bool = True
+    dotted: bool = False
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
@@ -82,6 +83,7 @@ def lines(
         if line.joined:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
             parts.append(Markup('<path d="M{}" class="line s{}"/>').format(path, number))
+        if line.joined and not line.dotted:
             continue
         parts += [
             Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3.5" class="dot s{}"/>').format(x, y, number)

@@ -158,6 +158,19 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the model is asked before the first step and after the last, for the run's report.
+
+    Attributes:
+        rows: How many validation rows; 0: none.
+        tokens: Of each reply, at most.
+    """
+
+    rows: int = number(3, 0, 20)
+    tokens: int = number(48, 1, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One training run, checked.
 
@@ -176,3 +189,4 @@ class Recipe:
     batch: Batch = Batch()
     data: Data = Data()
     train: Train = Train()
+    sample: Sample = Sample()

@@ -10,6 +10,9 @@ class Started:
     """The run is set up; `first_step` is above 0 when it was resumed.
 
     Attributes:
+        train_tokens: Of the rows to learn from.
+        learnt_tokens: Those of them that the loss counts.
+        lengths: Of these rows: (from, below, how many) tokens.
         shared_prefix: Tokens that all rows begin with, computed once a part.
         real_share: The part of a step's tokens that is no padding, 0 to 1.
         workers: Processes that each compute a part of a step.
@@ -19,6 +22,9 @@ class Started:
     valid_rows: int
     dropped_rows: int
     shortened_rows: int
+    train_tokens: int
+    learnt_tokens: int
+    lengths: list[tuple[int, int, int]]
     trainable_parameters: int
     steps: int
     steps_per_epoch: int

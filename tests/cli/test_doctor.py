@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import macai as package
-from macai.bench import machine
 from macai.cli import doctor
+from macai.page import machine
 from macai.page.machine import PACKAGES
 
 

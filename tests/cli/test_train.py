@@ -135,8 +135,11 @@ def test_a_run_ends_with_one_line_of_json_and_an_adapter_that_helps(macai, folde
     assert "36 rows to learn from, 4 to check with" in result.err
     assert "of a step's tokens are real" in result.err
     assert f"done: {summary['steps']} steps" in result.err
+    assert f"report: {out}/report.html" in result.err
+    assert (out / "report.html").read_text().count("<dt>after</dt>") == 3
     assert names(out) == [
-        "adapter_config.json", WEIGHTS, FILE, "metrics.jsonl", "recipe.toml"
+        "adapter_config.json", WEIGHTS, FILE, "metrics.jsonl", "recipe.toml", "report.html",
+        "run.json",
     ]  # fmt: skip
     loaded = load_model(folder)
     assert load_adapter(loaded, out).sizes.rank == 4
@@ -410,7 +413,9 @@ def test_a_run_killed_before_it_saved_anything_needs_no_force_to_be_replaced(
     process = start_with_a_step_of_seconds(folder, data, out)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml"]
+    assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml", "run.json"]
+    assert macai("report", out).out == f"report: {out}/report.html\n"
+    assert "0 of" in (out / "report.html").read_text()
     write(data, *(row(f"Light {n}", "on") for n in range(8)))
     result = macai("train", "--model", folder, "--data", data, "--out", out, *SMALL)
     assert result.code == 0, result.err

@@ -51,8 +51,12 @@ def test_a_recipe_for_pictures_ends_with_a_line_of_json_and_lora_files(
     assert "step 3: validation loss" in result.err
     assert "done: 3 steps" in result.err
     assert names(out) == sorted(
-        [FILE, "metrics.jsonl", DIFFUSERS, "recipe.toml", "samples", "style.kohya.safetensors"]
+        [
+            *(FILE, "metrics.jsonl", DIFFUSERS, "recipe.toml", "report.html", "run.json"),
+            *("samples", "style.kohya.safetensors"),
+        ]
     )
+    assert (out / "report.html").read_text().count("<img") == 2
     made = tmp_path / "x.png"
     for lora in (DIFFUSERS, "style.kohya.safetensors"):
         image = macai(
