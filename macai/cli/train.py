@@ -85,8 +85,10 @@ def run_recipe(
     from macai.finetune import finetune
     from macai.models.load import load_model
     from macai.report.answers import Questions
+    from macai.report.writers import require_writers
     from macai.train.events import Summary
 
+    require_writers(recipe.train.log)
     data = _require_data(data or recipe.data.path, "give --data examples.jsonl, or a folder")
     _refuse_existing(out, resume=resume, force=force)
     read = read_splits(data)  # bad rows are said before minutes go into fetching a model
@@ -97,7 +99,7 @@ def run_recipe(
     ask = None
     if (sample := recipe.sample).rows:
         ask = Questions(loaded, read.valid, count=sample.rows, max_tokens=sample.tokens)
-    return _follow(start, TextTrainingView(), Summary, out, ask)
+    return _follow(start, TextTrainingView(), Summary, out, recipe, ask)
 
 
 def run_image_recipe(
@@ -108,14 +110,16 @@ def run_image_recipe(
     from macai.cli.training_view import PictureTrainingView
     from macai.finetune_diffusion import finetune_diffusion
     from macai.finetune_diffusion.events import Summary
+    from macai.report.writers import require_writers
 
+    require_writers(recipe.train.log)
     data = _require_data(data or recipe.data.path, "give --data and a folder of pictures")
     _refuse_existing(out, resume=resume, force=force)
     model = locate_pipeline(recipe.model)
     start = partial(
         finetune_diffusion, recipe, model, data=data, out=out, resume=resume, force=force
     )
-    return _follow(start, PictureTrainingView(), Summary, out)
+    return _follow(start, PictureTrainingView(), Summary, out, recipe)
 
 
 def _require_data(data: Path | None, hint: str) -> Path:
@@ -141,10 +145,13 @@ def _follow(
     view: "TrainingView",
     result: type[Result],
     out: Path,
+    recipe: "Recipe | DiffusionRecipe",
     ask: "Questions | None" = None,
 ) -> Result:
     """Show and record what happens until the result; one asked to stop ends the process."""
     from macai.report import REPORT, recorded
+    from macai.report.page import public
+    from macai.report.writers import logged
     from macai.train.events import Stopped
     from macai.train.unsaved import remove_unsaved, removing_unsaved
 
@@ -152,6 +159,8 @@ def _follow(
     ending = partial(remove_unsaved, out)
     with stop_on_signal(ending) as stop_requested, removing_unsaved(out), view:
         events = start(should_stop=lambda: stop_requested() is not None)
+        said = public(asdict(recipe))
+        events = logged(events, recipe.train.log, out=out, recipe=said, unit=view.unit)
         for event in recorded(events, out, ask=ask):
             view.show(event)
     print(f"report: {out / REPORT}", file=sys.stderr)

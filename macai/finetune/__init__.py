@@ -376,7 +376,12 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
     decisive = {k: v for k, v in asdict(recipe).items() if k not in ("model", "data", "sample")}
     original = recipe.adapter.original
     decisive["adapter"]["original"] = str(original) if original else None
-    free = ("save_every", "workers", "recompute")  # but workers change the result by rounding
+    free = (
+        "save_every",
+        "workers",
+        "recompute",
+        "log",
+    )  # but workers change the result by rounding
     for table in ("train", "batch"):
         decisive[table] = {k: v for k, v in decisive[table].items() if k not in free}
     return {

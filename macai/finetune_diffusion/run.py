@@ -296,7 +296,7 @@ def _fingerprint(recipe: DiffusionRecipe, task: Task, pictures: Pictures) -> dic
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in paths}
     decisive["diffusion"] = {k: v for k, v in decisive["diffusion"].items() if k != "vae"}
     decisive["train"] = {
-        k: v for k, v in decisive["train"].items() if k not in ("save_every", "workers")
+        k: v for k, v in decisive["train"].items() if k not in ("save_every", "workers", "log")
     }
     return {
         "recipe": digest(decisive),

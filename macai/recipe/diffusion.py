@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from macai.recipe.fields import OPTIMIZER, SCHEDULE, Optimizer, Schedule, Strings, number, strings
+from macai.recipe.fields import (
+    LOG,
+    OPTIMIZER,
+    SCHEDULE,
+    Optimizer,
+    Schedule,
+    Strings,
+    number,
+    strings,
+)
 
 _PROMPTS = Strings(
     what="prompt", one="prompt", example='write ["a red apple", "a cat"]', may_be_empty=True
@@ -181,6 +190,8 @@ class Train:
         workers: Processes that each compute a part of every step; they change its time, and its
             result by rounding only (a LoRA's dropout aside). 0: as many as machine and run have use
             for: 2 where MLX computes on the CPU and the run is not short. On a GPU always 1.
+        log: Other programs that the run is written for, besides its own report: "tensorboard" and
+            "wandb", each with the extra of its name: pip install 'macai[tensorboard]'.
     """
 
     epochs: float = number(10.0, 0, low_included=False)
@@ -189,6 +200,7 @@ class Train:
     eval_every: int = number(0, 0)
     save_every: int = number(100, 0)
     workers: int = number(0, 0, 64)
+    log: tuple[Literal["tensorboard", "wandb"], ...] = strings((), LOG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,11 @@ def strings(default: tuple[str, ...], of: Strings) -> Any:
     return field(default=default, metadata={"strings": of})
 
 
+LOG = Strings(
+    what="program", one="program", example='write ["tensorboard"] or ["wandb"]', may_be_empty=True
+)
+
+
 def by_name(low: float) -> dict[str, Range]:
     """Return the metadata of a field of a table of numbers: at least `low`, but more than 0."""
     return {"range": Range(low=low, low_included=low > 0)}

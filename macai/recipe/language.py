@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from macai.recipe.fields import (
+    LOG,
     OPTIMIZER,
     SCHEDULE,
     Optimizer,
@@ -147,6 +148,8 @@ class Train:
         workers: Processes that each compute a part of every step; they change its time, and its
             result by rounding only (dropout aside, which draws for each part). 0: as many as the
             machine has use for: 2 where MLX computes on the CPU, else 1. On a GPU always 1.
+        log: Other programs that the run is written for, besides its own report: "tensorboard" and
+            "wandb", each with the extra of its name: pip install 'macai[tensorboard]'.
     """
 
     epochs: float = number(3.0, 0, low_included=False)
@@ -155,6 +158,7 @@ class Train:
     patience: int = number(0, 0)
     save_every: int = number(50, 0)
     workers: int = number(0, 0, 64)
+    log: tuple[Literal["tensorboard", "wandb"], ...] = strings((), LOG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,7 +192,7 @@ class _Reader:
         if hint is bool:
             return self._boolean(value, at)
         if get_origin(hint) is tuple:
-            return self._strings(spec, value, at)
+            return self._strings(spec, get_args(hint)[0], value, at)
         if get_origin(hint) is dict:
             return self._numbers(spec, get_args(hint)[1], value, at)
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -240,7 +240,7 @@ class _Reader:
             self.report(at, f"must be true or false, not {_show(value)}")
         return value
 
-    def _strings(self, spec: Field[Any], value: Any, at: tuple[str, ...]) -> Any:
+    def _strings(self, spec: Field[Any], each: Any, value: Any, at: tuple[str, ...]) -> Any:
         of = spec.metadata["strings"]
         if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
             self.report(at, f"must be a list of {of.what}s, not {_show(value)}", of.example)
@@ -248,6 +248,8 @@ class _Reader:
             self.report(at, f"must name at least one {of.one}")
         elif of.alone in value and len(value) > 1:
             self.report(at, f'"{of.alone}" stands alone: it covers the other names')
+        elif get_origin(each) is Literal:
+            return tuple(self.choice(get_args(each), v, at) for v in value)
         else:
             return tuple(value)
         return None

@@ -54,8 +54,10 @@ def public(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     if isinstance(value, Mapping):
         return public(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_public(v) for v in value]
+    if isinstance(value, Path):
+        return value.name
     if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
         return Path(value).name
     return value

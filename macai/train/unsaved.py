@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RECIPE = "recipe.toml"
-OTHERS = frozenset({"adapter_config.json", "metrics.jsonl", "run.json", "report.html", "cache"})
+OTHERS = frozenset(
+    {"adapter_config.json", "metrics.jsonl", "run.json", "report.html", "tensorboard", "wandb"}
+    | {"cache"}
+)
 """What else a run writes before its first checkpoint and is worth nothing; pictures may be."""
 
 
