@@ -2,12 +2,14 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import overload
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from macai.data.tokens import Example
 
@@ -17,6 +19,9 @@ MAX_GROWTH = 0.04  # of the tokens of an epoch; with more, few shapes would cost
 WIDTH_STEP = 8
 MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
 LEARNT_STEP = 4
+
+Lengths = Sequence[int] | NDArray[np.integer]
+"""Tokens of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +79,55 @@ class Batch:
         return self.ids.size + (0 if self.prefix is None else self.prefix.size)
 
 
-def shared_prefix(examples: Sequence[Example]) -> int:
+class Steps(Sequence[list[Plan]]):
+    """The steps of an epoch, each made when it is asked for: of millions of rows few are in memory.
+
+    A slice is one as well.
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # equal where their steps are
+
+    def __init__(self, make: Callable[[int], list[Plan]], numbers: NDArray[np.integer]) -> None:
+        """Take what makes a step of its number, and the numbers in their order."""
+        self._make, self._numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> list[Plan]: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Steps": ...
+    def __getitem__(self, at: int | slice) -> "list[Plan] | Steps":
+        if isinstance(at, slice):
+            return Steps(self._make, self._numbers[at])
+        return self._make(int(self._numbers[at]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steps) and list(self) == list(other)
+
+    def changed(self, change: Callable[[list[Plan]], list[Plan]]) -> "Steps":
+        """Return the steps with `change` made to each."""
+        make = self._make
+        return Steps(lambda number: change(make(number)), self._numbers)
+
+
+def shared_prefix(examples: Iterable[Example]) -> int:
     """Return how many tokens all rows begin with that predict nothing learnt.
 
     A system prompt, as a rule. The first learnt token is predicted by the one before it, which is
     therefore never in the prefix.
     """
-    length = min(int(np.flatnonzero(e.learn)[0]) - 1 for e in examples)
-    shared = examples[0].ids[:length]
+    shared: NDArray[np.int32] | None = None
     for example in examples:
+        before = int(np.flatnonzero(example.learn)[0]) - 1
+        shared = example.ids[:before] if shared is None else shared[:before]
         different = np.flatnonzero(example.ids[: len(shared)] != shared)
         shared = shared[: different[0]] if len(different) else shared
-    return len(shared)
+    return 0 if shared is None else len(shared)
 
 
-def widths_for(lengths: Sequence[int]) -> list[int]:
+def widths_for(lengths: Lengths) -> list[int]:
     """Return the at most 16 widths, multiples of 8, that leave the least padding on these rows."""
     step = WIDTH_STEP * -(-max(lengths) // (WIDTH_STEP * MAX_CANDIDATES))
     widths, counts = np.unique(-(-np.asarray(lengths) // step) * step, return_counts=True)
@@ -111,14 +150,14 @@ def widths_for(lengths: Sequence[int]) -> list[int]:
 
 
 def plan_epoch(
-    lengths: Sequence[int],
+    lengths: Lengths,
     *,
     tokens: int,
     micro_tokens: int,
     seed: int,
     epoch: int,
     row_multiple: int = 1,
-) -> list[list[Plan]]:
+) -> Steps:
     """Return the steps of one epoch, each a list of micro-batches; every row is in exactly one.
 
     Rows are sorted by length, in random order within a length, and cut where rows x width would
@@ -137,18 +176,20 @@ def plan_epoch(
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     order = rng.permutation(len(lengths))
     order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
-    row_widths = [int(w) for w in widths[np.searchsorted(widths, np.asarray(lengths)[order])]]
-    steps = [
-        [
-            Plan(tuple(map(int, order[a:b])), row_widths[b - 1])
+    row_widths = widths[np.searchsorted(widths, np.asarray(lengths)[order])].data
+    cuts = np.array(_cut(row_widths, 0, len(row_widths), tokens, row_multiple))
+
+    def step(number: int) -> list[Plan]:
+        begin, end = cuts[number].tolist()
+        return [
+            Plan(tuple(order[a:b].tolist()), row_widths[b - 1])
             for a, b in _cut(row_widths, begin, end, min(micro_tokens, tokens))
         ]
-        for begin, end in _cut(row_widths, 0, len(row_widths), tokens, row_multiple)
-    ]
-    return [steps[i] for i in rng.permutation(len(steps))]
+
+    return Steps(step, rng.permutation(len(cuts)))
 
 
-def few_shapes(steps: Sequence[Sequence[Plan]]) -> list[list[Plan]]:
+def few_shapes(steps: Steps) -> Steps:
     """Return the steps with 16 shapes of micro-batches, or as few as 4 % more tokens buy.
 
     Rare shapes grow. Which rows are in a micro-batch stays, and so what is learnt. All epochs are
@@ -173,14 +214,14 @@ def few_shapes(steps: Sequence[Sequence[Plan]]) -> list[list[Plan]]:
         count = sum(counts.pop(shape) for shape in gone)
         counts[large] += count
         grown = {shape: large if to in gone else to for shape, to in grown.items()}
-    return [[_grow(plan, *grown[plan.shape]) for plan in step] for step in steps]
+    return steps.changed(lambda step: [_grow(plan, *grown[plan.shape]) for plan in step])
 
 
 def _grow(plan: Plan, rows: int, width: int) -> Plan:
     return Plan(plan.rows, width, rows - len(plan.rows))
 
 
-def divide(plan: Plan, lengths: Sequence[int], parts: int) -> list[Plan]:
+def divide(plan: Plan, lengths: Lengths, parts: int) -> list[Plan]:
     """Cut a micro-batch by rows into at most `parts`, the largest of them as small as can be.
 
     Each has the width of its longest row, whatever the shape: not for a GPU. None is empty, so
@@ -188,8 +229,8 @@ def divide(plan: Plan, lengths: Sequence[int], parts: int) -> list[Plan]:
     """
     if parts == 1:
         return [plan]
-    rows = sorted(plan.rows, key=lambda row: lengths[row])
-    widths = [lengths[row] for row in rows]
+    rows = sorted(plan.rows, key=lambda row: int(lengths[row]))
+    widths = [int(lengths[row]) for row in rows]
 
     def fits(tokens: int) -> bool:
         return len(_cut(widths, 0, len(rows), tokens)) <= parts
@@ -198,7 +239,7 @@ def divide(plan: Plan, lengths: Sequence[int], parts: int) -> list[Plan]:
     return [Plan(tuple(rows[a:b]), widths[b - 1]) for a, b in _cut(widths, 0, len(rows), least)]
 
 
-def in_order(lengths: Sequence[int], *, tokens: int) -> list[Plan]:
+def in_order(lengths: Lengths, *, tokens: int) -> list[Plan]:
     """Return batches of rows sorted by length, the same every time: for evaluation."""
     order = np.argsort(lengths, kind="stable")
     widths = [-(-int(lengths[i]) // WIDTH_STEP) * WIDTH_STEP for i in order]
@@ -243,7 +284,7 @@ def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: 
 
 
 def _cut(
-    widths: Sequence[int], begin: int, end: int, tokens: int, multiple: int = 1
+    widths: Sequence[int] | memoryview, begin: int, end: int, tokens: int, multiple: int = 1
 ) -> list[tuple[int, int]]:
     """Cut begin..end (widths ascending) so that rows x last width stays within `tokens`.
 

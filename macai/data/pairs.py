@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from macai.data.batches import Batch, Plan, make_batch
 from macai.data.rows import Row, bad_rows
+from macai.data.store import sizes_of
 from macai.data.tokens import (
     Example,
     Prepared,
@@ -113,10 +116,9 @@ def _answers(row: Row, following: Row, form: Form) -> list[Row]:
     return [replace(row, completion=answer) for answer in (row.completion, following.completion)]
 
 
-def pair_lengths(examples: Sequence[Example]) -> list[int]:
+def pair_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
     """Return the tokens of each two: twice those of the longer one, to which both are padded."""
-    firsts = zip(examples[::2], examples[1::2], strict=True)
-    return [2 * max(a.read_tokens, b.read_tokens) for a, b in firsts]
+    return 2 * sizes_of(examples).read.reshape(-1, 2).max(axis=1)
 
 
 def make_pairs(

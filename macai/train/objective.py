@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import mlx.nn as nn
 
-from macai.data.batches import Batch, Plan, make_batch
+from macai.data.batches import Batch, Lengths, Plan, make_batch
 from macai.data.pairs import PairBatch, make_pairs, pair_lengths, prepare_pairs
 from macai.data.rows import Row
+from macai.data.store import sizes_of
 from macai.data.tokens import Example, Prepared, Truncation, prepare
 from macai.train.gradient import Gradient, Sums
 from macai.train.loss import Logits, loss_value
@@ -34,7 +35,7 @@ class Objective(Protocol):
         """Tokenise rows, as `macai.data.tokens.prepare` does."""
         ...
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
+    def lengths(self, examples: Sequence[Example]) -> Lengths:
         """Return the tokens of each unit, as `macai.data.batches.plan_epoch` takes them."""
         ...
 
@@ -63,9 +64,9 @@ class TokenObjective:
         """See Objective."""
         return prepare(splits, tokenizer, **limits)
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
+    def lengths(self, examples: Sequence[Example]) -> Lengths:
         """See Objective."""
-        return [example.read_tokens for example in examples]
+        return sizes_of(examples).read
 
     def batch(self, examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: int) -> Batch:
         """See Objective."""
@@ -93,7 +94,7 @@ class PairObjective:
         """See Objective."""
         return prepare_pairs(splits, tokenizer, form=self.loss.form, **limits)
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
+    def lengths(self, examples: Sequence[Example]) -> Lengths:
         """See Objective."""
         return pair_lengths(examples)
 
