@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 from benchmarks.harness import in_turns, tell
@@ -41,7 +42,7 @@ def main() -> None:
     add_lora(loaded.model, target_paths(loaded.model, ["all-linear"]), rank=16, alpha=32.0)
     path = load_recipe(find_recipe("intents")).data.path
     assert path is not None
-    rows = read_splits(path).valid[: chosen.rows]
+    rows = list(islice(read_splits(path).valid, chosen.rows))
     if chosen.system:
         system = Message(role="system", content=chosen.system)
         rows = [replace(row, messages=(system, *row.messages[1:])) for row in rows]

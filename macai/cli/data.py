@@ -43,8 +43,9 @@ def check(
     """Say what a run would learn from these rows, and what is wrong with them.
 
     Rows too long, rows with nothing to learn, replies without an end, rows to check with that are
-    learnt too, rows there twice; how long they are, and how much of a step will be padding. The
-    exit code is 1 if a run would refuse them. Only the model's tokenizer is read.
+    learnt too, rows there twice; how long they are, and how much of a step will be padding. Of rows
+    with two answers (--recipe dpo) both are looked at. The exit code is 1 if a run would refuse
+    them. Only the model's tokenizer is read.
     """
     from macai.catalog import find_recipe, locate_model
     from macai.cli.progress import reporting
@@ -52,6 +53,7 @@ def check(
     from macai.data.rows import read_splits
     from macai.models.load import load_tokenized
     from macai.recipe import load_recipe
+    from macai.train.losses import LOSSES
 
     wanted = load_recipe(find_recipe(recipe), override or ())
     splits = read_splits(path)
@@ -65,11 +67,13 @@ def check(
         max_length=wanted.data.max_length,
         truncation=wanted.data.truncation,
         tokens=wanted.batch.tokens,
+        form=None if wanted.loss.name == "sft" else LOSSES[wanted.loss.name].form,
+        shown=show,
     )
     if as_json:
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:
-        _print_rows(report.examples[:show], opened.tokenizer)
+        _print_rows(report.examples, opened.tokenizer)
         _print_report(report)
     if report.errors:
         raise typer.Exit(1)
@@ -111,6 +115,8 @@ def _print_report(report: "DataReport") -> None:
             f"learnt ({facts.learnt_tokens / facts.tokens:.0%}), the longest row {facts.longest}",
             markup=False,
         )
+        if facts.chosen_longer is not None:
+            out.print(f"       the better answer is the longer one in {facts.chosen_longer:.0%}")
     if report.epoch:
         out.print(
             f"epoch  {report.epoch.steps} steps, {1 - report.epoch.real_share:.0%} of what is "

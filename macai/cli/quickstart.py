@@ -13,6 +13,7 @@ from macai.cli.quickstart_report import REPORT, Scored, make_report, report_text
 if TYPE_CHECKING:
     from macai.data.rows import Row
     from macai.models.load import LoadedModel
+    from macai.recipe import Recipe
 
 MAX_TOKENS = 40  # of a reply; the longest expected one has 35
 BASE_ROWS = 50
@@ -45,7 +46,6 @@ def quickstart(
     from macai.catalog import find_recipe, locate_model
     from macai.cli.progress import reporting
     from macai.cli.train import run_recipe
-    from macai.data.rows import read_splits
     from macai.files import atomic_directory, write_json
     from macai.models.adapter import load_adapter
     from macai.models.fuse import fuse, write_model
@@ -55,13 +55,12 @@ def quickstart(
     began = time.perf_counter()
     resume = _prepare(out, force=force)
     recipe = load_recipe(find_recipe("intents"))
-    assert recipe.data.path is not None
-    splits = read_splits(recipe.data.path)
+    learnt, held = _rows(recipe)
 
     _say("1/6  the model as it is")
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
-    base = _score(load_model(folder), splits.test[:BASE_ROWS])
+    base = _score(load_model(folder), held[:BASE_ROWS])
 
     _say("2/6  tuning it")
     adapter = out / "adapter"
@@ -70,7 +69,7 @@ def quickstart(
     _say("3/6  the tuned model")
     loaded = load_model(folder)
     load_adapter(loaded, adapter)
-    tuned = _score(loaded, splits.test)
+    tuned = _score(loaded, held)
 
     _say("4/6  fusing the adapter")
     with atomic_directory(out / "model", force=True) as temporary, reporting() as progress:
@@ -80,12 +79,12 @@ def quickstart(
 
     _say("5/6  the fused model, opened anew")
     reopened = load_model(out / "model")
-    fused = _score(reopened, splits.test[:FUSED_ROWS])
+    fused = _score(reopened, held[:FUSED_ROWS])
 
     _say("6/6  a Core ML package of it")
-    package = _export(out, recipe.model, reopened, splits.test)
+    package = _export(out, recipe.model, reopened, held)
 
-    report = make_report(summary, splits.train, splits.test, base, tuned, fused, package)
+    report = make_report(summary, learnt, held, base, tuned, fused, package)
     report["total_seconds"] = round(time.perf_counter() - began, 1)
     write_json(out / REPORT, report)
     print(json.dumps(report, ensure_ascii=False) if as_json else report_text(report, out))
@@ -103,6 +102,15 @@ def _prepare(out: Path, *, force: bool) -> bool:
     if own and finished:
         (out / REPORT).unlink()  # a report must not stand beside another run's adapter
     return own and not finished and not force and (out / "adapter" / FILE).is_file()
+
+
+def _rows(recipe: "Recipe") -> "tuple[list[Row], list[Row]]":
+    """Return the rows to learn from and those to score."""
+    from macai.data.rows import read_splits
+
+    assert recipe.data.path is not None
+    splits = read_splits(recipe.data.path)
+    return list(splits.train), list(splits.test)
 
 
 def _score(loaded: "LoadedModel", rows: "list[Row]") -> Scored:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -84,7 +85,7 @@ def run_recipe(
     from macai.data.rows import read_splits
     from macai.finetune import finetune
     from macai.models.load import load_model
-    from macai.report.answers import Questions
+    from macai.report.answers import CANDIDATES, Questions
     from macai.report.writers import require_writers
     from macai.train.events import Summary
 
@@ -98,7 +99,8 @@ def run_recipe(
     start = partial(finetune, recipe, loaded, data=data, out=out, resume=resume, force=force)
     ask = None
     if (sample := recipe.sample).rows:
-        ask = Questions(loaded, read.valid, count=sample.rows, max_tokens=sample.tokens)
+        rows = list(islice(read.valid, CANDIDATES))
+        ask = Questions(loaded, rows, count=sample.rows, max_tokens=sample.tokens)
     return _follow(start, TextTrainingView(), Summary, out, recipe, ask)
 
 

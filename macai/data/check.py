@@ -1,5 +1,6 @@
 """What a data set will be to a run: what is learnt, what is lost, what is there twice."""
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -7,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from macai.data.batches import plan_epoch
-from macai.data.rows import Row, Splits, row_digest
+from macai.data.batches import Lengths, plan_epoch
+from macai.data.pairs import Form, answers_of, followed
+from macai.data.repeats import duplicates, leaks
+from macai.data.rows import Row, Splits
 from macai.data.tokens import (
     Example,
     Truncation,
@@ -17,7 +20,6 @@ from macai.data.tokens import (
     require_ended,
     tokenise,
 )
-from macai.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
 
@@ -38,12 +40,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """Of one split."""
+    """Of one split.
+
+    Attributes:
+        chosen_longer: Of rows with two answers: in which share the better one is longer; None for
+            others. Where it is far from a half, the length is learnt along with what is liked.
+    """
 
     rows: int
     tokens: int
     learnt_tokens: int
     longest: int
+    chosen_longer: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +75,7 @@ class DataReport:
     Attributes:
         lengths: Of the training rows: (from, below, how many) tokens.
         epoch: None where no row can be trained.
-        examples: Of the training rows that can be tokenised, in order.
+        examples: Of the first training rows that can be tokenised.
     """
 
     splits: dict[str, SplitFacts]
@@ -99,6 +107,8 @@ def check(
     max_length: int,
     truncation: Truncation,
     tokens: int,
+    form: Form | None = None,
+    shown: int = 1,
 ) -> DataReport:
     """Look at every row as a run would.
 
@@ -109,41 +119,80 @@ def check(
         max_length: Tokens; the limit of one example.
         truncation: What a run does with longer ones.
         tokens: Padded tokens of a step.
+        form: Of rows that say which answers are liked, as the run's loss needs them; None: others.
+        shown: How many examples of training rows the report holds.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    made: dict[str, list[Example]] = {}
+    tallies: dict[str, _Tally] = {}
     for name, rows in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
-        made[name] = []
-        for row in rows:
+        tally = tallies[name] = _Tally()
+        for row, following in followed(rows):
             try:
-                example = tokenise(row, tokenizer)
+                answers = [row] if form is None else answers_of(row, following, form)
+                examples = [tokenise(answer, tokenizer) for answer in answers]
             except ValueError as e:
                 found["refused"].append(f"{row.source}: {e}")
                 continue
-            made[name].append(example)
-            for problem, text in _of_example(example, end_ids, max_length):
+            tally.add(examples, [_kept(e, max_length, truncation) for e in examples])
+            if name == "train":
+                tally.examples += examples[: max(0, shown - len(tally.examples))]
+            for problem, text in dict.fromkeys(_of_examples(examples, end_ids, max_length)):
                 found[problem].append(f"{row.source}{text}")
             if _leaves_its_prompt(row, tokenizer):
                 found["no-prefix"].append(row.source)
     found["in-train"] = [f"{row}: as {first}" for row, first in leaks(splits)]
     found["duplicate"] = [f"{row}: as {first}" for row, first in duplicates(splits.train)]
-    kept = [
-        piece
-        for example in made["train"]
-        if example.learnt_tokens and (len(example.ids) <= max_length or truncation != "error")
-        for piece in fit_length(example, max_length, truncation)
-    ]
+    train = tallies["train"]
     return DataReport(
-        splits={name: _facts(examples) for name, examples in made.items() if examples},
-        lengths=histogram([len(e.ids) for e in made["train"]]),
-        epoch=_epoch(kept, tokens) if kept else None,
+        splits={name: tally.facts(form) for name, tally in tallies.items() if tally.rows},
+        lengths=histogram(train.tokens),
+        epoch=_epoch(train.units, tokens) if train.units else None,
         problems=[
             Problem(name, _severity(name, truncation), _WHAT[name], tuple(found[name]))
             for name in _WHAT
             if found[name]
         ],
-        examples=made["train"],
+        examples=train.examples,
     )
+
+
+class _Tally:
+    """Counts the rows of a split, and keeps of each some numbers only."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.tokens, self.learnt = array("q"), array("q")  # of each answer
+        self.units = array("q")  # tokens read of what is trained at once
+        self.examples: list[Example] = []
+
+    def add(self, examples: list[Example], kept: list[list[Example]]) -> None:
+        """Count a row: its examples, and what a run keeps of each."""
+        self.rows += 1
+        self.tokens.extend(len(e.ids) for e in examples)
+        self.learnt.extend(e.learnt_tokens for e in examples)
+        if len(examples) == 1:
+            self.units.extend(e.read_tokens for e in kept[0])
+        elif all(kept):
+            self.units.append(2 * max(e.read_tokens for (e,) in kept))
+
+    def facts(self, form: Form | None) -> SplitFacts:
+        """Return what is known of the split."""
+        first, second = (np.array(self.learnt[n::2]) for n in (0, 1))
+        return SplitFacts(
+            rows=self.rows,
+            tokens=sum(self.tokens),
+            learnt_tokens=sum(self.learnt),
+            longest=max(self.tokens),
+            chosen_longer=float((first > second).mean()) if form == "pairs" else None,
+        )
+
+
+def _kept(example: Example, max_length: int, truncation: Truncation) -> list[Example]:
+    """Return what a run keeps of an example; nothing where it would stop."""
+    stops = len(example.ids) > max_length and truncation == "error"
+    if not example.learnt_tokens or stops:
+        return []
+    return fit_length(example, max_length, truncation)
 
 
 _WHAT = {
@@ -163,10 +212,17 @@ def _severity(name: str, truncation: Truncation) -> Severity:
     return "warning" if name == "over-limit" and truncation != "error" else "error"
 
 
+def _of_examples(
+    examples: Sequence[Example], end_ids: frozenset[int], max_length: int
+) -> Iterator[tuple[str, str]]:
+    """Yield (the problem's name, what to add to the row's place)."""
+    for example in examples:
+        yield from _of_example(example, end_ids, max_length)
+
+
 def _of_example(
     example: Example, end_ids: frozenset[int], max_length: int
 ) -> Iterator[tuple[str, str]]:
-    """Yield (the problem's name, what to add to the row's place)."""
     if not example.learnt_tokens:
         yield "nothing-learnt", ""
         return
@@ -178,32 +234,9 @@ def _of_example(
         yield "no-end", ""
 
 
-def leaks(splits: Splits) -> list[tuple[str, str]]:
-    """Return which rows to check with are training rows as well: (where, where in training)."""
-    known = {row_digest(row): row.source for row in reversed(splits.train)}
-    checked = [*splits.valid, *splits.test]
-    return [(row.source, known[d]) for row in checked if (d := row_digest(row)) in known]
-
-
-def duplicates(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return the rows that are there already: (where, where first)."""
-    first: dict[bytes, str] = {}
-    pairs = [(row.source, first.setdefault(row_digest(row), row.source)) for row in rows]
-    return [(source, known) for source, known in pairs if source != known]
-
-
-def require_apart(splits: Splits, *, hint: str) -> None:
-    """Raise DataError if a validation loss would be of rows that are learnt."""
-    tested = {row.source for row in splits.test}
-    if found := [pair for pair in leaks(splits) if pair[0] not in tested]:
-        lines = [f"{row} is the same as {known}" for row, known in found]
-        count = f"{len(found)} validation row{'' if len(found) == 1 else 's'}"
-        raise DataError("\n  ".join([f"{count} in the training data:", *lines]), hint=hint)
-
-
-def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+def histogram(lengths: Lengths) -> list[tuple[int, int, int]]:
     """Return (from, below, how many) for ranges that double; none where there is nothing."""
-    if not lengths:
+    if not len(lengths):
         return []
     powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
     return [
@@ -240,17 +273,7 @@ def _leaves_its_prompt(row: Row, tokenizer: Any) -> bool:
     )
 
 
-def _facts(examples: Sequence[Example]) -> SplitFacts:
-    return SplitFacts(
-        rows=len(examples),
-        tokens=sum(len(e.ids) for e in examples),
-        learnt_tokens=sum(e.learnt_tokens for e in examples),
-        longest=max(len(e.ids) for e in examples),
-    )
-
-
-def _epoch(examples: Sequence[Example], tokens: int) -> Steps:
-    lengths = [e.read_tokens for e in examples]
+def _epoch(lengths: Lengths, tokens: int) -> Steps:
     steps = plan_epoch(lengths, tokens=tokens, micro_tokens=tokens, seed=0, epoch=0)
     plans = [plan for step in steps for plan in step]
     return Steps(

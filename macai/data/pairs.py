@@ -4,7 +4,7 @@ The examples of number n are 2 n and 2 n + 1: the better and the worse answer to
 row with a label, its own answer and that of the next row, which was given to another prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -54,13 +54,14 @@ class PairBatch:
 
 
 def prepare_pairs(
-    splits: Sequence[Sequence[Row]],
+    splits: Sequence[Iterable[Row]],
     tokenizer: Any,
     *,
     form: Form,
     max_length: int,
     truncation: Truncation,
     end_ids: frozenset[int] | None = None,
+    kept: Sequence[Any] | None = None,
 ) -> list[Prepared]:
     """Tokenise every row as two examples; else as `macai.data.tokens.prepare`.
 
@@ -75,12 +76,11 @@ def prepare_pairs(
         )
     problems: dict[str, ValueError] = {}
     prepared = []
-    for rows in splits:
-        examples: list[Example] = []
+    for rows, examples in zip(splits, kept or [[] for _ in splits], strict=True):
         dropped = shortened = 0
-        for row, following in zip(rows, [*rows[1:], *rows[:1]], strict=True):
+        for row, following in followed(rows):
             try:
-                both = [tokenise(answer, tokenizer) for answer in _answers(row, following, form)]
+                both = [tokenise(answer, tokenizer) for answer in answers_of(row, following, form)]
                 for example in both:
                     if end_ids is not None:
                         require_ended(example, end_ids)
@@ -91,18 +91,30 @@ def prepare_pairs(
             dropped += not all(cut)
             if all(cut):
                 shortened += any(len(e.ids) > max_length for e in both)
-                examples += [replace(e, good=row.label is not False) for (e,) in cut]
+                examples.extend([replace(e, good=row.label is not False) for (e,) in cut])
         prepared.append(Prepared(examples, dropped, shortened))
     if problems:
         raise bad_rows(list(problems), hint=hint_for(problems.values()) or _HINTS[form])
-    if not all(split.examples for split in prepared):
+    if not all(len(split.examples) for split in prepared):
         raise DataError(
             "no row is left to learn from", hint=f"all are over max_length = {max_length} tokens"
         )
     return prepared
 
 
-def _answers(row: Row, following: Row, form: Form) -> list[Row]:
+def followed(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
+    """Yield each row with the next one; the last with the first."""
+    rows = iter(rows)
+    first = previous = next(rows, None)
+    for row in rows:
+        assert previous is not None, "there was a first"
+        yield previous, row
+        previous = row
+    if first is not None and previous is not None:
+        yield previous, first
+
+
+def answers_of(row: Row, following: Row, form: Form) -> list[Row]:
     """Return the two rows of prompt and completion that a row stands for."""
     if form == "pairs":
         if row.chosen is None:

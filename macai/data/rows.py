@@ -2,10 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from macai.data.tables import raw_rows, split_file
 from macai.errors import DataError
@@ -44,17 +48,59 @@ class Row:
     label: bool | None = None
 
 
+class FileRows(Collection[Row]):
+    """Rows of a file, read anew each time: of each, a short hash stays in memory.
+
+    Attributes:
+        digests: uint64 [N]; the beginnings of `row_digest` of the rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file once and check all of its rows.
+
+        Raises:
+            DataError: it cannot be read or holds no rows, or some rows are bad: all of them.
+        """
+        self.path = path
+        digests = array("Q", (_short(row) for row in _rows(path)))
+        self.digests: NDArray[np.uint64] = np.frombuffer(digests, np.uint64)
+        self._chosen: NDArray[np.bool_] | None = None
+
+    def only(self, chosen: NDArray[np.bool_]) -> "FileRows":
+        """Return some of them: `chosen` says which, bool [N]."""
+        some = FileRows.__new__(FileRows)
+        some.path, some.digests, some._chosen = self.path, self.digests[chosen], chosen
+        return some
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == own for own in self)
+
+    def __iter__(self) -> Iterator[Row]:
+        count = 0
+        for number, row in enumerate(_rows(self.path)):
+            if self._chosen is None or (number < len(self._chosen) and self._chosen[number]):
+                count += 1
+                yield row
+        if count != len(self):
+            raise DataError(f"{self.path}: changed while it was read")
+
+
 @dataclass(frozen=True, slots=True)
 class Splits:
     """The rows of a data set by what they are for; `test` may be empty."""
 
-    train: list[Row]
-    valid: list[Row]
-    test: list[Row]
+    train: Collection[Row]
+    valid: Collection[Row]
+    test: Collection[Row]
 
 
 def read_splits(path: Path) -> Splits:
     """Read a folder with train.jsonl and valid.jsonl (test.jsonl if present), or one file.
+
+    Every row is checked, and none is kept: see FileRows.
 
     Each may be .csv or .parquet instead.
 
@@ -67,18 +113,18 @@ def read_splits(path: Path) -> Splits:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder", hint="--data takes a .jsonl or a folder")
     if path.is_file():
-        return _split(read_rows(path))
+        return _split(FileRows(path))
     files = {split: split_file(path, split) for split in SPLITS}
     if missing := [f"{split}.jsonl" for split in ("train", "valid") if files[split] is None]:
         raise DataError(
             f"{path}: no {' and no '.join(missing)} in it",
             hint="a data folder holds train.jsonl and valid.jsonl, or .csv or .parquet",
         )
-    splits: list[list[Row]] = []
+    splits: list[Collection[Row]] = []
     errors: list[DataError] = []
     for file in files.values():
         try:
-            splits.append(read_rows(file) if file else [])
+            splits.append(FileRows(file) if file else [])
         except DataError as e:
             errors.append(e)
     if errors:
@@ -92,17 +138,24 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: the file cannot be read or holds no rows, or some rows are bad: all of them.
     """
-    rows, problems = [], []
+    return list(_rows(path))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Yield the good rows of a file; after the last, raise DataError for all that are bad."""
+    problems, good = [], 0
     for number, raw in raw_rows(path):
         try:
-            rows.append(_parse(raw, f"{path}:{number}"))
+            row = _parse(raw, f"{path}:{number}")
         except (ValueError, RecursionError) as e:
             problems.append(f"{path}:{number}: {e}")
+            continue
+        good += 1
+        yield row
     if problems:
         raise bad_rows(problems)
-    if not rows:
+    if not good:
         raise DataError(f"{path}: no rows in it", hint=_FORMS)
-    return rows
 
 
 def bad_rows(problems: Sequence[str], *, hint: str | None = None) -> DataError:
@@ -198,21 +251,30 @@ def _require_unicode(text: str, what: str) -> None:
         raise ValueError(f"{what} has half a surrogate pair at character {e.start + 1}") from e
 
 
-def _split(rows: list[Row]) -> Splits:
+def _split(rows: FileRows) -> Splits:
     if len(rows) < 2:
         raise DataError(
-            f"{rows[0].source.rpartition(':')[0]}: one row is too few: one to learn, one to check",
+            f"{rows.path}: one row is too few: one to learn, one to check",
             hint="add rows, or give a folder with train.jsonl and valid.jsonl",
         )
-    order = sorted(range(len(rows)), key=lambda i: row_digest(rows[i]))
+    order = np.argsort(rows.digests, kind="stable")
     count = max(1, round(len(rows) * VALID_SHARE))
-    while count < len(rows) - 1 and row_digest(rows[order[count]]) == row_digest(
-        rows[order[count - 1]]
-    ):
+    while count < len(rows) - 1 and rows.digests[order[count]] == rows.digests[order[count - 1]]:
         count += 1  # what is there twice is on one side
-    chosen = set(order[:count])
-    train = [row for i, row in enumerate(rows) if i not in chosen]
-    return Splits(train, [rows[i] for i in sorted(chosen)], [])
+    held = np.zeros(len(rows), bool)
+    held[order[:count]] = True
+    return Splits(rows.only(~held), rows.only(held), [])
+
+
+def digests_of(rows: Collection[Row]) -> NDArray[np.uint64]:
+    """Return the beginnings of `row_digest` of rows, uint64 [N]: 1 in 10^19 are alike by chance."""
+    if isinstance(rows, FileRows):
+        return rows.digests
+    return np.array([_short(row) for row in rows], np.uint64)
+
+
+def _short(row: Row) -> int:
+    return int.from_bytes(row_digest(row)[:8], "big")
 
 
 def row_digest(row: Row) -> bytes:

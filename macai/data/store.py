@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from macai.data.tokens import Example
 from macai.files import explained
 
+ROWS = "rows"  # a folder
 Numbers = NDArray[np.int64]
 
 
@@ -93,12 +94,16 @@ class ExampleFile(Sequence[Example]):
 
     def sizes(self) -> Sizes:
         """Return how large all of them are, without reading the file."""
-        return Sizes(*(np.array(values, np.int64) for values in (self._tokens, self._learnt, self._read)))
+        return Sizes(
+            *(np.array(values, np.int64) for values in (self._tokens, self._learnt, self._read))
+        )
 
     def close(self) -> None:
-        """Take the file away."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        """Close the file, and take it away where it was written."""
+        with suppress(OSError):  # a full disk, which was said
+            self._file.close()
+        if self._file.mode != "rb":
+            self.path.unlink(missing_ok=True)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._waiting:
@@ -148,20 +153,22 @@ def sizes_of(examples: Sequence[Example]) -> Sizes:
 
 @contextmanager
 def example_files(folder: Path, count: int) -> Iterator[list[ExampleFile]]:
-    """Yield so many of them in a folder, which is made if need be; after the block they are gone.
+    """Yield so many of them in `rows/` of a folder, which is made if need be, and gone afterwards.
 
     Those of a run that was killed there before are replaced.
     """
-    new = not folder.exists()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    own, new = folder / ROWS, not folder.exists()
     files: list[ExampleFile] = []
     try:
-        files += [ExampleFile(folder / f"rows-{number}.bin") for number in range(count)]
+        with explained(own):
+            own.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            files.append(ExampleFile(own / f"{number}.bin"))
         yield files
     finally:
         for file in files:
             file.close()
-        if new:
-            with suppress(OSError):  # not if a run has written to it
+        with suppress(OSError):  # not if a run has written to it
+            own.rmdir()
+            if new:
                 folder.rmdir()

@@ -1,7 +1,7 @@
 """Rows to token ids with a mask of what is learnt."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -60,18 +60,19 @@ class Example:
 class Prepared:
     """The examples of a split, and what became of rows over the limit."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     dropped: int
     shortened: int
 
 
 def prepare(
-    splits: Sequence[Sequence[Row]],
+    splits: Sequence[Iterable[Row]],
     tokenizer: Any,
     *,
     max_length: int,
     truncation: Truncation,
     end_ids: frozenset[int] | None = None,
+    kept: Sequence[Any] | None = None,
 ) -> list[Prepared]:
     """Tokenise every row and apply the limit; one result for each split.
 
@@ -83,6 +84,8 @@ def prepare(
             "split" it into pieces, or "keep-end": cut its beginning, so that the end-of-turn token
             stays. Pieces with nothing to learn are dropped.
         end_ids: If given, what is learnt must end with one of them: see `require_ended`.
+        kept: Where the examples of each split are put, such as `macai.data.store.ExampleFile`:
+            what has `extend`; None: lists.
 
     Raises:
         DataError: rows that cannot be tokenised, rows over the limit, rows with nothing learnt or
@@ -95,10 +98,13 @@ def prepare(
             require_ended(whole, end_ids)
         return fit_length(whole, max_length, truncation)
 
-    prepared = [_prepare(rows, tokenizer, max_length, fit, problems) for rows in splits]
+    prepared = [
+        _prepare(rows, tokenizer, max_length, fit, problems, examples)
+        for rows, examples in zip(splits, kept or [[] for _ in splits], strict=True)
+    ]
     if problems:
         raise bad_rows(list(problems), hint=hint_for(problems.values()))
-    if not all(split.examples for split in prepared):
+    if not all(len(split.examples) for split in prepared):
         raise DataError(
             "no row is left to learn from", hint=f"all are over max_length = {max_length} tokens"
         )
@@ -112,14 +118,14 @@ def hint_for(problems: Collection[ValueError]) -> str | None:
 
 
 def _prepare(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     tokenizer: Any,
     max_length: int,
     fit: Callable[[Example], list[Example]],
     problems: dict[str, ValueError],
+    examples: Any,
 ) -> Prepared:
     """Turn the rows of one split into examples, and add what is wrong with them to `problems`."""
-    examples: list[Example] = []
     dropped = shortened = 0
     for row in rows:
         try:

@@ -9,17 +9,20 @@ folder `model` in their place where all weights are trained),
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from macai.data.batches import Plan, divide, few_shapes, plan_epoch, shared_prefix
-from macai.data.check import histogram, require_apart
+from macai.data.batches import Plan, Steps, divide, few_shapes, plan_epoch, shared_prefix
+from macai.data.check import histogram
+from macai.data.repeats import require_apart
 from macai.data.rows import read_splits
+from macai.data.store import example_files, sizes_of
 from macai.data.tokens import Example, Prepared
 from macai.errors import UsageError
 from macai.files import refuse_existing
@@ -58,8 +61,8 @@ class _Run:
     recipe: Recipe
     loaded: LoadedModel
     out: Path
-    train: list[Example]
-    valid: list[Example]
+    train: Sequence[Example]
+    valid: Sequence[Example]
     pad_id: int
     logits: Logits
     optimizer: optim.Optimizer
@@ -103,31 +106,33 @@ def finetune(
     if limits.strict:
         require_apart(read, hint="take them out of one; data.strict = false trains all the same")
     objective = _objective(recipe)
-    sets = objective.prepare(
-        [read.train, read.valid],
-        tokenizer,
-        max_length=limits.max_length,
-        truncation=limits.truncation,
-        end_ids=loaded.eos_token_ids if limits.strict else None,
-    )
-    checkpoint = load_checkpoint(out) if resume else None
-    run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out, checkpoint)
-    if checkpoint:
-        _resume(run, checkpoint)
-    else:
-        _write_start(run)
-    yield _started(run, sets)
-    gradient = objective.gradient(loaded.model, run.logits)
-    ops = training_ops(loaded.model, recompute=recipe.batch.recompute)
-    with limited_memory(), ops, Team(loaded.model, gradient, _job(run)) as team:
-        yield from _steps(run, team, should_stop)
+    with example_files(out, 2) as kept:
+        sets = objective.prepare(
+            [read.train, read.valid],
+            tokenizer,
+            max_length=limits.max_length,
+            truncation=limits.truncation,
+            end_ids=loaded.eos_token_ids if limits.strict else None,
+            kept=kept,
+        )
+        checkpoint = load_checkpoint(out) if resume else None
+        run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out, checkpoint)
+        if checkpoint:
+            _resume(run, checkpoint)
+        else:
+            _write_start(run)
+        yield _started(run, sets)
+        gradient = objective.gradient(loaded.model, run.logits)
+        ops = training_ops(loaded.model, recompute=recipe.batch.recompute)
+        with limited_memory(), ops, Team(loaded.model, gradient, _job(run)) as team:
+            yield from _steps(run, team, should_stop)
 
 
 def _set_up(
     recipe: Recipe,
     loaded: LoadedModel,
-    train: list[Example],
-    valid: list[Example],
+    train: Sequence[Example],
+    valid: Sequence[Example],
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> _Run:
@@ -153,7 +158,7 @@ def _set_up(
         optimizer=optimizer,
         steps=0,
         steps_per_epoch=0,
-        fingerprint=_fingerprint(recipe, base, [*train, *valid]),
+        fingerprint=_fingerprint(recipe, base, chain(train, valid)),
         method=method,
         objective=_objective(recipe),
         progress=progress,
@@ -218,7 +223,7 @@ def _prefix(run: _Run) -> int:
     It changes what a step costs, never which rows are in it. With dropout each row has a mask of
     its own, from its first token on.
     """
-    prefix = shared_prefix([*run.train, *run.valid])
+    prefix = shared_prefix(chain(run.train, run.valid))
     if prefix < LEAST_PREFIX or run.recipe.adapter.dropout:
         return 0
     parts = sum(len(step) for step in _plan(run, epoch=0))
@@ -318,7 +323,7 @@ def _validate(run: _Run, note: Log) -> Iterator[Event]:
     yield Validated(step=progress.step, loss=loss, best=best)
 
 
-def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
+def _plan(run: _Run, epoch: int) -> Steps:
     """Return the steps of an epoch, each cut into parts for the workers to take in turns."""
     batch, lengths = run.recipe.batch, run.objective.lengths(run.train)
     steps = plan_epoch(
@@ -332,7 +337,7 @@ def _plan(run: _Run, epoch: int) -> list[list[Plan]]:
     if mx.default_device() != mx.cpu:
         steps = few_shapes(steps)
     workers = run.progress.workers
-    return [[part for plan in step for part in divide(plan, lengths, workers)] for step in steps]
+    return steps.changed(lambda s: [part for plan in s for part in divide(plan, lengths, workers)])
 
 
 def _steps_to_do(run: _Run) -> Iterator[list[Plan]]:
@@ -367,7 +372,7 @@ def _resume(run: _Run, checkpoint: Checkpoint) -> None:
     )
 
 
-def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) -> dict[str, str]:
+def _fingerprint(recipe: Recipe, base: Identity, examples: Iterable[Example]) -> dict[str, str]:
     """Return hashes of all that decides the result: a resumed run must have the same."""
     rows = hashlib.sha256()
     for example in examples:
@@ -392,21 +397,22 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Sequence[Example]) ->
 
 
 def _started(run: _Run, sets: Sequence[Prepared]) -> Started:
-    plans = [plan for step in _plan(run, epoch=0) for plan in step]
+    padded = sum(plan.padded_tokens for step in _plan(run, epoch=0) for plan in step)
+    sizes = sizes_of(run.train)
     parameters = named_arrays(run.loaded.model.trainable_parameters()).values()
     return Started(
         train_rows=len(run.objective.lengths(run.train)),
         valid_rows=len(run.objective.lengths(run.valid)),
         dropped_rows=sum(s.dropped for s in sets),
         shortened_rows=sum(s.shortened for s in sets),
-        train_tokens=sum(len(e.ids) for e in run.train),
-        learnt_tokens=sum(e.learnt_tokens for e in run.train),
-        lengths=histogram([len(e.ids) for e in run.train]),
+        train_tokens=int(sizes.tokens.sum()),
+        learnt_tokens=int(sizes.learnt.sum()),
+        lengths=histogram(sizes.tokens),
         trainable_parameters=sum(p.size for p in parameters),
         steps=run.steps,
         steps_per_epoch=run.steps_per_epoch,
         first_step=run.progress.step,
         shared_prefix=run.prefix,
-        real_share=sum(run.objective.lengths(run.train)) / sum(p.padded_tokens for p in plans),
+        real_share=float(sum(run.objective.lengths(run.train)) / padded),
         workers=run.progress.workers,
     )

@@ -25,12 +25,13 @@ class Objective(Protocol):
 
     def prepare(
         self,
-        splits: Sequence[Sequence[Row]],
+        splits: Sequence[Iterable[Row]],
         tokenizer: Any,
         *,
         max_length: int,
         truncation: Truncation,
         end_ids: frozenset[int] | None = None,
+        kept: Sequence[Any] | None = None,
     ) -> list[Prepared]:
         """Tokenise rows, as `macai.data.tokens.prepare` does."""
         ...
@@ -59,7 +60,7 @@ class TokenObjective:
     label_smoothing: float = 0.0
 
     def prepare(
-        self, splits: Sequence[Sequence[Row]], tokenizer: Any, **limits: Any
+        self, splits: Sequence[Iterable[Row]], tokenizer: Any, **limits: Any
     ) -> list[Prepared]:
         """See Objective."""
         return prepare(splits, tokenizer, **limits)
@@ -89,7 +90,7 @@ class PairObjective:
     options: Options
 
     def prepare(
-        self, splits: Sequence[Sequence[Row]], tokenizer: Any, **limits: Any
+        self, splits: Sequence[Iterable[Row]], tokenizer: Any, **limits: Any
     ) -> list[Prepared]:
         """See Objective."""
         return prepare_pairs(splits, tokenizer, form=self.loss.form, **limits)

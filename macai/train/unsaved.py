@@ -12,7 +12,7 @@ from pathlib import Path
 RECIPE = "recipe.toml"
 OTHERS = frozenset(
     {"adapter_config.json", "metrics.jsonl", "run.json", "report.html", "tensorboard", "wandb"}
-    | {"cache"}
+    | {"cache", "rows"}
 )
 """What else a run writes before its first checkpoint and is worth nothing; pictures may be."""
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from macai.data.check import check, duplicates, histogram, leaks, require_apart, token_texts
+from macai.data.check import check, histogram, token_texts
+from macai.data.repeats import duplicates, leaks, require_apart
 from macai.data.rows import Row, Splits, read_rows, read_splits
 from macai.data.tokens import prepare, require_ended, tokenise
 from macai.errors import DataError

@@ -168,11 +168,24 @@ def test_one_file_is_split_into_disjoint_parts_that_are_all_of_it(tmp_path_facto
     said = sorted(t for t in said)
     file = write(tmp_path_factory.mktemp("split") / "rows.jsonl", *({"text": t} for t in said))
     splits = read_splits(file)
-    assert splits == read_splits(file)
     train, valid = texts(splits.train), texts(splits.valid)
+    again = read_splits(file)
+    assert (train, valid) == (texts(again.train), texts(again.valid))
     assert len(valid) == max(1, round(len(said) / 10))
     assert sorted(train + valid) == said  # disjoint, since no text is there twice
     assert train == sorted(train)  # in the order of the file
+
+
+def test_rows_are_read_anew_each_time_and_a_file_that_changed_meanwhile_is_refused(tmp_path):
+    file = write(tmp_path / "rows.jsonl", *({"text": str(n)} for n in range(30)))
+    train = read_splits(file).train
+    assert list(train) == list(train)
+    assert len(train) == len(list(train)) == 27
+    assert next(iter(train)) in train
+    assert Row(source="elsewhere", text="0") not in train
+    write(file, *({"text": str(n)} for n in range(20)))
+    with pytest.raises(DataError, match=r"rows.jsonl: changed while it was read"):
+        list(train)
 
 
 def test_the_order_of_the_file_does_not_change_the_split(tmp_path):

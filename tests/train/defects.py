@@ -11,7 +11,7 @@ import numpy as np
 
 from macai import finetune as finetune_module
 from macai.data import batches, rows, tokens
-from macai.data.batches import Plan
+from macai.data.batches import Plan, Steps
 from macai.models import adapter, fuse, lora, recompute
 from macai.models.identity import Identity
 from macai.models.lora import LoRALinear
@@ -30,7 +30,7 @@ def sort_by_nothing(patch):
             if end == len(order) or (end + 1 - begin) * max(wide[begin : end + 1]) > tokens:
                 steps.append([Plan(tuple(map(int, order[begin:end])), max(wide[begin:end]))])
                 begin = end
-        return steps
+        return Steps(steps.__getitem__, np.arange(len(steps)))
 
     patch.setattr(batches, "plan_epoch", unsorted)
     patch.setattr(finetune_module, "plan_epoch", unsorted)
