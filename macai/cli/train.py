@@ -82,7 +82,7 @@ def run_recipe(
     from macai.catalog import locate_model
     from macai.cli.progress import reporting
     from macai.cli.training_view import TextTrainingView
-    from macai.data.rows import read_splits
+    from macai.data.rows import read_learnt, read_splits
     from macai.finetune import finetune
     from macai.models.load import load_model
     from macai.report.answers import CANDIDATES, Questions
@@ -93,6 +93,8 @@ def run_recipe(
     data = _require_data(data or recipe.data.path, "give --data examples.jsonl, or a folder")
     _refuse_existing(out, resume=resume, force=force)
     read = read_splits(data)  # bad rows are said before minutes go into fetching a model
+    for mix in recipe.data.mix:
+        read_learnt(mix.path)
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
     loaded = load_model(folder)

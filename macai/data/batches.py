@@ -157,6 +157,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     row_multiple: int = 1,
+    rows: NDArray[np.int64] | None = None,
 ) -> Steps:
     """Return the steps of one epoch, each a list of micro-batches; every row is in exactly one.
 
@@ -171,12 +172,15 @@ def plan_epoch(
         seed: With `epoch`, decides the order.
         epoch: Counted from 0.
         row_multiple: A step has a multiple of so many rows if it has more: less than the budget.
+        rows: int64 [N]; those of the epoch, each as often as it is seen; None: each once.
     """
+    lengths = np.asarray(lengths) if rows is None else np.asarray(lengths)[rows]
     widths = np.array(widths_for(lengths))
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     order = rng.permutation(len(lengths))
-    order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
-    row_widths = widths[np.searchsorted(widths, np.asarray(lengths)[order])].data
+    order = order[np.argsort(lengths[order], kind="stable")]
+    row_widths = widths[np.searchsorted(widths, lengths[order])].data
+    order = order if rows is None else rows[order]
     cuts = np.array(_cut(row_widths, 0, len(row_widths), tokens, row_multiple))
 
     def step(number: int) -> list[Plan]:

@@ -132,6 +132,20 @@ def read_splits(path: Path) -> Splits:
     return Splits(*splits)
 
 
+def read_learnt(path: Path) -> Collection[Row]:
+    """Read the rows of a file, or of a folder those of its train.jsonl, .csv or .parquet.
+
+    Raises:
+        DataError: as `read_splits`.
+    """
+    if not path.is_dir():
+        return FileRows(path)
+    file = split_file(path, "train")
+    if file is None:
+        raise DataError(f"{path}: no train.jsonl in it", hint="or .csv or .parquet")
+    return FileRows(file)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Read one file: see `macai.data.tables.raw_rows`.
 

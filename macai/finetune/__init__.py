@@ -10,19 +10,22 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
+from numpy.typing import NDArray
 
 from macai.data.batches import Plan, Steps, divide, few_shapes, plan_epoch, shared_prefix
 from macai.data.check import histogram
+from macai.data.mix import Epochs, rows_seen
 from macai.data.repeats import require_apart
-from macai.data.rows import read_splits
-from macai.data.store import example_files, sizes_of
+from macai.data.rows import Splits, read_learnt, read_splits
+from macai.data.store import Joined, example_files, sizes_of
 from macai.data.tokens import Example, Prepared
 from macai.errors import UsageError
 from macai.files import refuse_existing
@@ -52,6 +55,7 @@ from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_f
 from macai.train.schedule import learning_rate
 from macai.train.team import Team
 
+APART = "take them out of one; data.strict = false trains all the same"
 LEAST_PREFIX = 8  # tokens, and rows of a part of a step: with fewer, computing a shared prefix in a
 LEAST_ROWS = 4  #   pass of its own costs more than it saves
 
@@ -61,7 +65,7 @@ class _Run:
     recipe: Recipe
     loaded: LoadedModel
     out: Path
-    train: Sequence[Example]
+    train: Joined
     valid: Sequence[Example]
     pad_id: int
     logits: Logits
@@ -73,6 +77,12 @@ class _Run:
     objective: Objective
     progress: Progress
     prefix: int = 0
+    epochs: Epochs = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The sorted widths of the rows decide where steps are cut: the same rows make as many.
+        whole = all(mix.weight.is_integer() for mix in self.recipe.data.mix)
+        self.epochs = Epochs(partial(_plan, self), alike=whole)
 
 
 def finetune(
@@ -103,12 +113,14 @@ def finetune(
         refuse_existing(out, force=force)
     tokenizer, limits = loaded.tokenizer, recipe.data
     read = read_splits(data)
+    mixed = [read_learnt(mix.path) for mix in limits.mix]
     if limits.strict:
-        require_apart(read, hint="take them out of one; data.strict = false trains all the same")
+        for train in (read.train, *mixed):
+            require_apart(Splits(train, read.valid, []), hint=APART)
     objective = _objective(recipe)
-    with example_files(out, 2) as kept:
+    with example_files(out, 2 + len(mixed)) as kept:
         sets = objective.prepare(
-            [read.train, read.valid],
+            [read.train, *mixed, read.valid],
             tokenizer,
             max_length=limits.max_length,
             truncation=limits.truncation,
@@ -116,7 +128,8 @@ def finetune(
             kept=kept,
         )
         checkpoint = load_checkpoint(out) if resume else None
-        run = _set_up(recipe, loaded, sets[0].examples, sets[1].examples, out, checkpoint)
+        *learnt, valid = (prepared.examples for prepared in sets)
+        run = _set_up(recipe, loaded, Joined(learnt), valid, out, checkpoint)
         if checkpoint:
             _resume(run, checkpoint)
         else:
@@ -131,7 +144,7 @@ def finetune(
 def _set_up(
     recipe: Recipe,
     loaded: LoadedModel,
-    train: Sequence[Example],
+    train: Joined,
     valid: Sequence[Example],
     out: Path,
     checkpoint: Checkpoint | None,
@@ -164,9 +177,8 @@ def _set_up(
         progress=progress,
     )
     run.prefix = _prefix(run)
-    # The sorted widths of the rows decide where steps are cut, so every epoch has as many steps.
-    run.steps_per_epoch = len(_plan(run, epoch=0))
-    run.steps = max(1, round(recipe.train.epochs * run.steps_per_epoch))
+    run.steps_per_epoch = run.epochs.steps(0)
+    run.steps = run.epochs.total(recipe.train.epochs)
     return run
 
 
@@ -333,6 +345,7 @@ def _plan(run: _Run, epoch: int) -> Steps:
         row_multiple=batch.row_multiple,
         seed=run.recipe.train.seed,
         epoch=epoch,
+        rows=_rows(run, epoch) if run.recipe.data.mix else None,
     )
     if mx.default_device() != mx.cpu:
         steps = few_shapes(steps)
@@ -340,11 +353,18 @@ def _plan(run: _Run, epoch: int) -> Steps:
     return steps.changed(lambda s: [part for plan in s for part in divide(plan, lengths, workers)])
 
 
+def _rows(run: _Run, epoch: int) -> NDArray[np.int64]:
+    """Return which rows an epoch has, in units of the objective."""
+    sizes = [len(run.objective.lengths(part)) for part in run.train.parts]
+    weights = [1.0, *(mix.weight for mix in run.recipe.data.mix)]
+    return rows_seen(sizes, weights, seed=run.recipe.train.seed, epoch=epoch)
+
+
 def _steps_to_do(run: _Run) -> Iterator[list[Plan]]:
     """Yield the steps still to do: each epoch's order follows from its number alone."""
     step, patience = run.progress.step, run.recipe.train.patience
     while step < run.steps:
-        epoch, done = divmod(step, run.steps_per_epoch)
+        epoch, done = run.epochs.place(step)
         if done == 0:
             run.progress.epoch_loss, run.progress.epoch_learnt = 0.0, 0
         for parts in _plan(run, epoch)[done : done + run.steps - step]:
@@ -387,6 +407,8 @@ def _fingerprint(recipe: Recipe, base: Identity, examples: Iterable[Example]) ->
         "recompute",
         "log",
     )  # but workers change the result by rounding
+    if recipe.data.mix:
+        decisive["mix"] = [mix.weight for mix in recipe.data.mix]
     for table in ("train", "batch"):
         decisive[table] = {k: v for k, v in decisive[table].items() if k not in free}
     return {

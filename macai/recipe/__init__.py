@@ -15,6 +15,7 @@ from macai.recipe.language import Adapter as Adapter
 from macai.recipe.language import Batch as Batch
 from macai.recipe.language import Data as Data
 from macai.recipe.language import Loss as Loss
+from macai.recipe.language import Mixed as Mixed
 from macai.recipe.language import Recipe as Recipe
 from macai.recipe.language import Sample as Sample
 from macai.recipe.language import Train as Train

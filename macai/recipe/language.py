@@ -115,6 +115,21 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mixed:
+    """A data set that is learnt along with `data.path`.
+
+    Attributes:
+        path: A file of rows, all of which are learnt from, or a folder, of which those of its train
+            file are. Relative as `data.path` is.
+        weight: How often each of its rows is seen in an epoch, which is a pass over `data.path`: 2
+            is twice; 0.25 another quarter of them each epoch, and all of them in four.
+    """
+
+    path: Path
+    weight: float = number(1.0, 0, low_included=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """What is learnt from.
 
@@ -122,6 +137,8 @@ class Data:
         path: A folder or file of rows: .jsonl, .csv or .parquet. Relative to the recipe's file when
             written in one, to the current folder in `--set`; absolute once loaded. None: it must
             come from --data.
+        mix: Other data sets to learn from as well, [{path = "general.jsonl", weight = 0.5}]: some
+            of what the model knew keeps it from forgetting. Validated is on `path` alone.
         max_length: Tokens a row may have.
         truncation: What becomes of a longer row: it stops the run, is left out, loses its end, or
             is cut so that it keeps its end.
@@ -130,6 +147,7 @@ class Data:
     """
 
     path: Path | None = None
+    mix: tuple[Mixed, ...] = ()
     max_length: int = number(1024, 2)
     truncation: Literal["error", "drop", "split", "keep-end"] = "error"
     strict: bool = True

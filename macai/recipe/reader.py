@@ -75,6 +75,8 @@ def dumps(recipe: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -100,6 +102,11 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
             continue
         if name is not None or value.startswith(("./", "../", "~")):
             inner[key] = _absolute(folder, value)
+    data = table.get("data")
+    mix = data.get("mix") if isinstance(data, dict) else None
+    for mixed in mix if isinstance(mix, list) else ():
+        if isinstance(mixed, dict) and isinstance(mixed.get("path"), str):
+            mixed["path"] = _absolute(folder, mixed["path"])
 
 
 def _absolute(folder: Path, path: str) -> str:
@@ -191,6 +198,8 @@ class _Reader:
             return self._number(spec, hint, value, at)
         if hint is bool:
             return self._boolean(value, at)
+        if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+            return self._tables(get_args(hint)[0], value, at)
         if get_origin(hint) is tuple:
             return self._strings(spec, get_args(hint)[0], value, at)
         if get_origin(hint) is dict:
@@ -198,7 +207,13 @@ class _Reader:
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             self.report(at, f"must be a string of at least one character, not {_show(value)}")
             return None
-        return Path(value) if Path in get_args(hint) else value
+        return Path(value) if Path in (hint, *get_args(hint)) else value
+
+    def _tables(self, cls: Any, value: Any, at: tuple[str, ...]) -> Any:
+        if not isinstance(value, list):
+            self.report(at, f"must be a list of tables, not {_show(value)}")
+            return None
+        return tuple(self.build(cls, table, at) for table in value)
 
     def choice(self, choices: tuple[Any, ...], value: Any, at: tuple[str, ...]) -> Any:
         """Return `value`, which must be one of `choices`."""
