@@ -27,7 +27,10 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @app.command(epilog="Example: macai data check examples.jsonl --model smollm2-135m --show 3")
 def check(
     path: Annotated[
-        Path, typer.Argument(help="A folder with train.jsonl and valid.jsonl, or one file.")
+        Path,
+        typer.Argument(
+            help="A folder with train.jsonl and valid.jsonl, one file, or hub:owner/name."
+        ),
     ],
     model: ModelOption,
     recipe: Annotated[str, typer.Option(help="The recipe of the run to come.")] = "lora",

@@ -35,7 +35,8 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A folder with train.jsonl and valid.jsonl, or one file; a folder of pictures."
+            help="A folder with train.jsonl and valid.jsonl, one file, or hub:owner/name; a folder "
+            "of pictures."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the result.")] = Path("runs/adapter"),

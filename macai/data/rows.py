@@ -3,14 +3,15 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from macai.data.hub import hub_splits, is_hub
 from macai.data.tables import raw_rows, split_file
 from macai.errors import DataError
 
@@ -100,7 +101,7 @@ class Splits:
 def read_splits(path: Path) -> Splits:
     """Read a folder with train.jsonl and valid.jsonl (test.jsonl if present), or one file.
 
-    Every row is checked, and none is kept: see FileRows.
+    Or what `macai.data.hub` reads. Every row is checked, and none is kept: see FileRows.
 
     Each may be .csv or .parquet instead.
 
@@ -110,6 +111,13 @@ def read_splits(path: Path) -> Splits:
     Raises:
         DataError: missing or empty files, or bad rows: all of them, with file and line.
     """
+    if is_hub(path):
+        there = hub_splits(path)
+        if "valid" not in there:
+            learnt = _split(FileRows(there["train"]))
+            test = FileRows(there["test"]) if "test" in there else []
+            return replace(learnt, test=test)
+        return _read({split: there.get(split) for split in SPLITS})
     if not path.exists():
         raise DataError(f"{path}: no such file or folder", hint="--data takes a .jsonl or a folder")
     if path.is_file():
@@ -118,8 +126,14 @@ def read_splits(path: Path) -> Splits:
     if missing := [f"{split}.jsonl" for split in ("train", "valid") if files[split] is None]:
         raise DataError(
             f"{path}: no {' and no '.join(missing)} in it",
-            hint="a data folder holds train.jsonl and valid.jsonl, or .csv or .parquet",
+            hint="a data folder holds train.jsonl and valid.jsonl, or .csv or .parquet; one as on "
+            f"the hub is --data hub:{path}",
         )
+    return _read(files)
+
+
+def _read(files: Mapping[str, Path | None]) -> Splits:
+    """Read the file of each split; DataError for all that is wrong in all of them."""
     splits: list[Collection[Row]] = []
     errors: list[DataError] = []
     for file in files.values():
@@ -138,6 +152,8 @@ def read_learnt(path: Path) -> Collection[Row]:
     Raises:
         DataError: as `read_splits`.
     """
+    if is_hub(path):
+        return FileRows(hub_splits(path)["train"])
     if not path.is_dir():
         return FileRows(path)
     file = split_file(path, "train")

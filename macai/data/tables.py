@@ -1,10 +1,11 @@
-"""Rows as the files of a data set hold them: lines of JSON, CSV, or Parquet."""
+"""Rows as the files of a data set hold them: lines of JSON, CSV, Parquet, or a set of the hub."""
 
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from macai.data.hub import hub_rows, is_hub
 from macai.errors import DataError
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -14,14 +15,17 @@ def raw_rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """Yield (number, row): a line of JSON as bytes, or a row of a table by column.
 
     The number is that of the line, in Parquet of the row, from 1. Blank lines, and columns without
-    a value, are left out. What is neither .csv nor .parquet is lines of JSON.
+    a value, are left out. What is neither .csv nor .parquet is lines of JSON; see also
+    `macai.data.hub`.
 
     Raises:
         DataError: the file cannot be read, or it is Parquet and there is no pyarrow.
     """
     kind = path.suffix.lower()
     try:
-        if kind == ".csv":
+        if is_hub(path):
+            yield from ((number, _present(row)) for number, row in hub_rows(path))
+        elif kind == ".csv":
             yield from _csv(path)
         elif kind == ".parquet":
             yield from _parquet(path)
@@ -69,6 +73,13 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from e
 
 
+def _present(value: Any) -> Any:
+    """Return a value without the members that have none: all rows of a table have all of them."""
+    if isinstance(value, dict):
+        return {k: _present(v) for k, v in value.items() if v is not None}
+    return [_present(v) for v in value] if isinstance(value, list) else value
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         from pyarrow import ArrowException, parquet
@@ -83,6 +94,6 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, {k: v for k, v in row.items() if v is not None}
+                    yield number, _present(row)
     except ArrowException as e:
         raise DataError(f"{path}: not Parquet: {' '.join(str(e).split())[:200]}") from e

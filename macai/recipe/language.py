@@ -134,9 +134,9 @@ class Data:
     """What is learnt from.
 
     Attributes:
-        path: A folder or file of rows: .jsonl, .csv or .parquet. Relative to the recipe's file when
-            written in one, to the current folder in `--set`; absolute once loaded. None: it must
-            come from --data.
+        path: A folder or file of rows: .jsonl, .csv or .parquet; or "hub:owner/name". Relative to
+            the recipe's file when written in one, to the current folder in `--set`; absolute once
+            loaded. None: it must come from --data.
         mix: Other data sets to learn from as well, [{path = "general.jsonl", weight = 0.5}]: some
             of what the model knew keeps it from forgetting. Validated is on `path` alone.
         max_length: Tokens a row may have.

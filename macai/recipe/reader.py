@@ -98,15 +98,21 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     for name, key in PATHS:
         inner: Any = table if name is None else table.get(name)
         value = inner.get(key) if isinstance(inner, dict) else None
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or _names_a_set(name, value):
             continue
         if name is not None or value.startswith(("./", "../", "~")):
             inner[key] = _absolute(folder, value)
     data = table.get("data")
     mix = data.get("mix") if isinstance(data, dict) else None
     for mixed in mix if isinstance(mix, list) else ():
-        if isinstance(mixed, dict) and isinstance(mixed.get("path"), str):
-            mixed["path"] = _absolute(folder, mixed["path"])
+        value = mixed.get("path") if isinstance(mixed, dict) else None
+        if isinstance(value, str) and not _names_a_set("data", value):
+            mixed["path"] = _absolute(folder, value)
+
+
+def _names_a_set(table: str | None, value: str) -> bool:
+    """Whether a path is none: `macai.data.hub`."""
+    return table == "data" and value.startswith("hub:")
 
 
 def _absolute(folder: Path, path: str) -> str:

@@ -70,6 +70,7 @@ def test_parquet_without_the_package_says_what_to_install(tmp_path, monkeypatch)
     assert caught.value.hint.startswith("pip install pyarrow")
 
 
+@pytest.mark.oracle
 def test_parquet_is_read_row_by_row(tmp_path):
     pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
     file = tmp_path / "rows.parquet"
