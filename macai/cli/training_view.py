@@ -2,10 +2,13 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, ClassVar
 
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from macai.cli.progress import LINE_SECONDS, console
 from macai.finetune_diffusion import events as of_pictures
@@ -31,19 +34,21 @@ class TrainingView(ABC):
 
     def __init__(self) -> None:
         self.console = console()
-        self.bars = Progress(
+        self.bars = _Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[facts]}", markup=False),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bars.add_task("preparing", total=1, facts="", visible=False)
+        self.task = self.bars.add_task("preparing", total=1, visible=False)
         self.steps = 0
         self.seconds = 0.0
         self.units = 0
+        self.computed = 0
+        self.valid: float | None = None
         self.seen = 0
         self.printed = time.monotonic()
 
@@ -66,6 +71,7 @@ class TrainingView(ABC):
         elif isinstance(event, Validating):
             self.bars.update(self.task, description=f"validating {event.done}/{event.total}")
         elif isinstance(event, Validated):
+            self.valid = event.loss
             kept = f", the best so far: {self.kept}" if event.best else ""
             self.console.print(f"step {event.step}: validation loss {event.loss:.4f}{kept}")
             self.bars.update(self.task, description="training")
@@ -105,16 +111,40 @@ class TrainingView(ABC):
     def _step(self, report: Report) -> None:
         self.seconds += report.seconds
         self.units += report.real_tokens
+        self.computed += report.processed_tokens
         self.seen += 1
-        facts = (
-            f"loss {report.loss:.{self.digits}f}  "
-            f"{self.units / self.seconds:.{self.speed}f} {self.unit}/s  "
-            f"{report.peak_memory_bytes / 1e9:.1f} GB"
-        )
-        self.bars.update(self.task, completed=report.step, description="training", facts=facts)
+        facts = "  ".join(self._facts(report))
+        self.bars.facts = facts
+        self.bars.update(self.task, completed=report.step, description="training")
         if self.seen == 1 or report.step == self.steps or self.due():
             left = (self.steps - report.step) * self.seconds / self.seen
             self.line(f"step {report.step}/{self.steps}  {facts}  {left:.0f} s left")
+
+    def _facts(self, report: Report) -> Iterator[str]:
+        """Yield what is said of a step; speeds are of all steps so far."""
+        valid = "" if self.valid is None else f" ({self.valid:.{self.digits}f} validated)"
+        yield f"loss {report.loss:.{self.digits}f}{valid}"
+        if "margin" in report.rewards:
+            yield f"margin {report.rewards['margin']:.3f}"
+        if "accuracy" in report.rewards:
+            yield f"right {report.rewards['accuracy']:.0%}"
+        yield f"rate {report.learning_rate:.1e}"
+        yield f"gradient {report.grad_norm:.3g}"
+        rate, computed = (n / self.seconds for n in (self.units, self.computed))
+        yield f"{rate:.{self.speed}f} {self.unit}/s of {computed:.{self.speed}f} computed"
+        yield f"{report.peak_memory_bytes / 1e9:.1f} GB"
+
+
+class _Bars(Progress):
+    """A bar, and what is said of the last step under it."""
+
+    facts = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        if self.facts:
+            yield Text(self.facts, "dim")
 
 
 class TextTrainingView(TrainingView):

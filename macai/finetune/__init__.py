@@ -48,6 +48,7 @@ from macai.train.losses import LOSSES
 from macai.train.losses.compared import Options
 from macai.train.machine import workers_for
 from macai.train.memory import limited_memory
+from macai.train.metrics import of_step
 from macai.train.objective import Objective, PairObjective, TokenObjective
 from macai.train.optimizer import make_optimizer
 from macai.train.progress import Progress
@@ -288,7 +289,7 @@ def _steps(run: _Run, team: Team, should_stop: Callable[[], bool]) -> Iterator[E
         last=run.steps,
         eval_every=times.eval_every or run.steps_per_epoch,
         save_every=times.save_every,
-        measured=asdict,
+        measured=of_step,
         validate=partial(_validate, run),
         save=lambda: _save(run),
         should_stop=should_stop,

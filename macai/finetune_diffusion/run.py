@@ -29,6 +29,7 @@ from macai.recipe import DiffusionRecipe, differences, dumps, load_any_recipe
 from macai.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from macai.train.events import Stopped, Validated, Validating
 from macai.train.loop import Report, train
+from macai.train.metrics import of_step
 from macai.train.optimizer import joined, make_optimizer, put
 from macai.train.progress import Progress
 from macai.train.run import RECIPE, Log, begin, digest, follow, go_on, require_finite
@@ -262,7 +263,7 @@ def _sample(run: _Run, note: Log) -> Sampled:
 
 def _measured(report: Report) -> dict[str, Any]:
     """Return what metrics.jsonl says of a step: what are tokens to the loop are pictures here."""
-    values = asdict(report)
+    values = of_step(report)
     del values["learnt_tokens"]
     values["images"] = values.pop("real_tokens")
     values["computed_images"] = values.pop("processed_tokens")

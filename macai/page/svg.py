@@ -73,7 +73,7 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
 def lines(
     title: str, series: Sequence[Line], *, x_name: str, y_name: str, logarithmic: bool = False
 ) -> Markup:
-    """Return lines, or dots, over two axes; both logarithmic or both linear from 0 on."""
+    """Return lines, or dots, over two axes; both logarithmic or both linear with 0 on them."""
     points = [point for line in series for point in line.points]
     x_axis = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT, logarithmic)
     y_axis = _Axis([y for _, y in points], HEIGHT - BOTTOM, TOP, logarithmic)
@@ -104,7 +104,8 @@ class _Axis:
             self._low = float(math.floor(low))
             self._high = float(max(math.ceil(high), math.floor(low) + 1))
         else:
-            self._low, self._high = 0.0, _round_up(max(values)) or 1.0
+            self._low = -_round_up(-min(values))
+            self._high = _round_up(max(values)) or (0.0 if self._low else 1.0)
 
     def __call__(self, value: float) -> float:
         place = math.log10(value) if self._logarithmic else value
@@ -115,7 +116,7 @@ class _Axis:
     def ticks(self) -> list[float]:
         """Values to name: powers of ten, at most six of them, or quarters of a linear axis."""
         if not self._logarithmic:
-            return [self._high * k / 4 for k in range(5)]
+            return [self._low + (self._high - self._low) * k / 4 for k in range(5)]
         step = max(1, -(-int(self._high - self._low) // 5))
         return [10.0**k for k in range(int(self._low), int(self._high) + 1, step)]
 

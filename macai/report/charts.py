@@ -30,6 +30,19 @@ def curves(steps: Sequence[Line], validations: Sequence[Line]) -> Iterator[Card]
         yield _lines("Gradient norm", [svg.Line("norm", thinned(norms))], "L2 norm", note)
 
 
+def rewards(steps: Sequence[Line]) -> Iterator[Card]:
+    """Yield the charts of what two answers are worth to the model, where those are compared."""
+    series = [
+        svg.Line(name, thinned(of(steps, f"rewards/{name}"))) for name in ("chosen", "rejected")
+    ]
+    if all(line.points for line in series):
+        note = "Strong: of the better answers. Light: of the worse ones."
+        yield _lines("Rewards", series, "reward", note)
+    for name, words in (("margin", "better less worse"), ("accuracy", "share of rows")):
+        if points := of(steps, f"rewards/{name}"):
+            yield _lines(f"Reward {name}", [svg.Line(name, thinned(points))], words)
+
+
 def speed(steps: Sequence[Line], unit: str, real: str, processed: str) -> Iterator[Card]:
     """Yield the charts of speed and memory.
 

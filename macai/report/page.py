@@ -35,7 +35,9 @@ def page(run: RunFolder) -> str:
         unfinished=_unfinished(run),
         versions=run.record.get("versions", {}),
         headlines=list(_headlines(run, unit, real)),
-        curves=list(charts.curves(run.steps, run.validations)) if run.steps else [],
+        curves=[*charts.curves(run.steps, run.validations), *charts.rewards(run.steps)]
+        if run.steps
+        else [],
         speed=list(charts.speed(run.steps, unit, real, processed)) if run.steps else [],
         data=(_text_facts if language else _picture_facts)(started) if started else [],
         lengths=[charts.lengths(histogram)] if histogram else [],

@@ -12,6 +12,7 @@ from macai.data.batches import Batch
 from macai.models.arrays import named_arrays
 from macai.train.loss import Logits, cross_entropy, next_token_loss, scores_of
 from macai.train.optimizer import joined
+from macai.train.rewards import Rewards
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -27,6 +28,7 @@ class Sums:
         real_tokens: Tokens of the rows, as the data has them.
         processed_tokens: Tokens computed, padding included.
         peak_memory_bytes: The most that MLX held so far, in all processes that computed.
+        rewards: Of losses of two answers.
     """
 
     loss: float
@@ -35,11 +37,16 @@ class Sums:
     real_tokens: int
     processed_tokens: int
     peak_memory_bytes: int
+    rewards: Rewards | None = None
 
     def __add__(self, other: "Sums") -> "Sums":
         """Return what the parts of two processes come to."""
-        names = [f.name for f in fields(Sums)]
-        return Sums(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = [f.name for f in fields(Sums) if f.name != "rewards"]
+        both = [sums.rewards for sums in (self, other) if sums.rewards]
+        return Sums(
+            **{name: getattr(self, name) + getattr(other, name) for name in names},
+            rewards=both[0] + both[1] if len(both) == 2 else None,
+        )
 
 
 def add_up(

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import mlx.core as mx
@@ -33,6 +33,7 @@ class Report:
             part, and what comes after a row's last learnt token not at all.
         seconds: Wall time of the step, making its batches included.
         peak_memory_bytes: The most that MLX held so far, in all processes of the run.
+        rewards: Of losses of two answers: see `macai.train.rewards.Rewards.means`.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Report:
     processed_tokens: int
     seconds: float
     peak_memory_bytes: int
+    rewards: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -102,4 +104,5 @@ def train(
             processed_tokens=sums.processed_tokens,
             seconds=time.perf_counter() - began,
             peak_memory_bytes=max(sums.peak_memory_bytes, mx.get_peak_memory()),
+            rewards=sums.rewards.means() if sums.rewards else {},
         )

@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from macai.files import atomic_file, explained
+from macai.train.loop import Report
 
 METRICS = "metrics.jsonl"
 
@@ -15,6 +17,13 @@ def log(metrics: Any, values: dict[str, Any]) -> None:
     with explained(Path(metrics.name)):
         metrics.write(json.dumps(values) + "\n")
         metrics.flush()
+
+
+def of_step(report: Report) -> dict[str, Any]:
+    """Return the line of a step; rewards under names of their own, such as rewards/margin."""
+    values = asdict(report)
+    rewards = values.pop("rewards")
+    return values | {f"rewards/{name}": value for name, value in rewards.items()}
 
 
 def forget_after(file: Path, step: int) -> None:

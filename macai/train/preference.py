@@ -5,6 +5,8 @@ The reference is the model itself with its adapter off, so there is no second mo
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +20,7 @@ from macai.train.gradient import Sums, add_up
 from macai.train.loss import Logits, cross_entropy, scores_of, token_losses
 from macai.train.losses import Compared, PairLoss
 from macai.train.losses.compared import Options
+from macai.train.rewards import rewards_of
 
 
 class PairGradient:
@@ -29,6 +32,7 @@ class PairGradient:
     def __init__(self, model: nn.Module, logits: Logits, loss: PairLoss, options: Options) -> None:
         self._model, self._logits, self._loss, self._options = model, logits, loss, options
         self._by_mlx = nn.value_and_grad(model, self._whole)
+        self._compared: list[Compared] = []  # of a step's parts
 
     def __call__(self, parts: Iterable[tuple[int, Callable[[], PairBatch]]], seed: int) -> Sums:
         """Compute the parts one after the other and add them up: see `add_up`."""
@@ -36,19 +40,26 @@ class PairGradient:
         def count(batch: PairBatch) -> tuple[int, int, int]:
             return batch.pairs, batch.batch.real_tokens, batch.batch.processed_tokens
 
-        return add_up(self._model, parts, seed, step=self._step, count=count)
+        self._compared = []
+        sums = add_up(self._model, parts, seed, step=self._step, count=count)
+        each = [rewards_of(answers, self._loss, self._options) for answers in self._compared]
+        return replace(sums, rewards=reduce(add, each))
 
     def _step(self, batch: PairBatch) -> tuple[mx.array, Any]:
         """Return the loss, and the gradients in the order of the parameters."""
         reference = reference_of(self._model, batch, self._logits, self._loss)
         if mx.default_device() == mx.cpu:
             return self._in_two_passes(batch, reference)
-        return self._by_mlx(self._model, batch, reference)
+        (loss, answers), grads = self._by_mlx(self._model, batch, reference)
+        self._compared.append(compared_of(batch, answers, reference))
+        return loss, grads
 
-    def _whole(self, model: nn.Module, batch: PairBatch, reference: mx.array) -> mx.array:
+    def _whole(
+        self, model: nn.Module, batch: PairBatch, reference: mx.array
+    ) -> tuple[mx.array, mx.array]:
         scores = scores_of(model, batch.batch, self._logits)
-        losses = nn.losses.cross_entropy(scores, batch.batch.targets)
-        return self._total(row_sums(batch, losses), batch, reference)
+        answers = row_sums(batch, nn.losses.cross_entropy(scores, batch.batch.targets))
+        return self._total(answers, batch, reference), answers
 
     def _in_two_passes(
         self, batch: PairBatch, reference: mx.array
@@ -69,6 +80,7 @@ class PairGradient:
         mx.eval(slope)
         (scores,), grads = mx.vjp(forward, list(parameters.values()), [slope])
         answers = row_sums(batch, token_losses(scores, batch.batch))
+        self._compared.append(compared_of(batch, answers, reference))
         loss, pull = mx.value_and_grad(self._total)(answers, batch, reference)
         weights = -pull[batch.rows] * batch.batch.weights
         cross_entropy(scores, replace(batch.batch, weights=weights), slope)

@@ -413,7 +413,9 @@ def test_a_run_killed_before_it_saved_anything_needs_no_force_to_be_replaced(
     process = start_with_a_step_of_seconds(folder, data, out)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    assert names(out) == ["adapter_config.json", "metrics.jsonl", "recipe.toml", "run.json"]
+    assert names(out) == [
+        "adapter_config.json", "metrics.jsonl", "recipe.toml", "rows", "run.json"
+    ]  # fmt: skip
     assert macai("report", out).out == f"report: {out}/report.html\n"
     assert "0 of" in (out / "report.html").read_text()
     write(data, *(row(f"Light {n}", "on") for n in range(8)))

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from macai.data.batches import plan_epoch
 from macai.data.check import check, histogram, token_texts
+from macai.data.pairs import answers_of, pair_lengths, prepare_pairs
 from macai.data.repeats import duplicates, leaks, require_apart
 from macai.data.rows import Row, Splits, read_rows, read_splits
 from macai.data.tokens import prepare, require_ended, tokenise
@@ -30,9 +32,9 @@ def splits_of(train, valid=("v",), test=()):
 
 @pytest.fixture
 def look(tokenizer):
-    def look(splits, *, tokenizer=tokenizer, max_length=64, truncation="error", tokens=256):
+    def look(splits, *, tokenizer=tokenizer, max_length=64, truncation="error", tokens=256, **more):
         ends = frozenset([tokenizer.eos_token_id])
-        options = {"max_length": max_length, "truncation": truncation, "tokens": tokens}
+        options = {"max_length": max_length, "truncation": truncation, "tokens": tokens, **more}
         return check(splits, tokenizer, end_ids=ends, **options)
 
     return look
@@ -193,3 +195,45 @@ def test_the_texts_of_tokens_are_the_whole_text_and_no_character_is_torn(tokeniz
     assert not any("\ufffd" in t for t, _ in texts)
     learnt = "".join(t for t, is_learnt in texts if is_learnt)
     assert learnt == f"naïve 日本語 🙂{END}"
+
+
+def pair(prompt, chosen, rejected, line):
+    return Row(source=f"train.jsonl:{line}", prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def test_of_two_answers_both_are_looked_at(look, tokenizer):
+    rows = [
+        pair("a", "b c d e", "b", 1),
+        pair("a", "b", "c d e f", 2),
+        pair("a", "b c d", "e", 3),
+        pair("a", "b", "c " * 90, 4),
+        pair("a", "b c d e", "b", 5),
+        text("no answers", 6),
+    ]
+    report = look(Splits(rows, [pair("v", "w", "x", 1)], []), form="pairs", shown=3)
+    facts = report.splits["train"]
+    answers = [tokenise(row, tokenizer) for r in rows[:5] for row in answers_of(r, r, "pairs")]
+    assert (facts.rows, len(report.examples)) == (5, 3)
+    assert facts.tokens == sum(len(e.ids) for e in answers)
+    assert facts.learnt_tokens == sum(e.learnt_tokens for e in answers)
+    assert facts.chosen_longer == 3 / 5
+    problems = found(report)
+    assert problems["error", "refused"] == ("train.jsonl:6: has no 'chosen' and 'rejected'",)
+    assert problems["error", "over-limit"][0].startswith("train.jsonl:4: ")
+    assert problems["warning", "duplicate"] == ("train.jsonl:5: as train.jsonl:1",)
+    options = {"max_length": 64, "truncation": "drop"}
+    (made,) = prepare_pairs([rows[:5]], tokenizer, form="pairs", **options)
+    lengths = pair_lengths(made.examples)
+    planned = plan_epoch(lengths, tokens=256, micro_tokens=256, seed=0, epoch=0)
+    padded = sum(plan.padded_tokens for step in planned for plan in step)
+    dropped = look(Splits(rows[:5], [], []), form="pairs", truncation="drop").epoch
+    assert (dropped.steps, dropped.real_share) == (len(planned), lengths.sum() / padded)
+
+
+def test_rows_of_another_form_than_the_loss_needs_are_refused(look):
+    labelled = Row(source="train.jsonl:1", prompt="a", completion="b", label=True)
+    for form, rows in ((None, [pair("a", "b", "c", 1)]), ("labels", [pair("a", "b", "c", 1)])):
+        assert ("error", "refused") in found(look(Splits(rows, [], []), form=form))
+    report = look(Splits([labelled], [], []), form="labels")
+    assert report.problems == []
+    assert report.splits["train"].chosen_longer is None

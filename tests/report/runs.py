@@ -66,6 +66,17 @@ def text_run(folder: Path, *, steps: int = 400, state: str = "finished", text: s
     return folder
 
 
+def rewarded(folder: Path) -> Path:
+    """Write the folder of a run that compared answers."""
+    text_run(folder, steps=0)
+    lines = []
+    for step in range(1, 41):
+        names = {"chosen": step / 40, "rejected": -step / 10, "margin": step / 8, "accuracy": 0.75}
+        lines.append(_step(step) | {f"rewards/{name}": value for name, value in names.items()})
+    _log(folder, lines)
+    return folder
+
+
 def picture_run(folder: Path, *, steps: int = 40) -> Path:
     """Write the folder of a run on pictures that made some on the way."""
     _write(folder, DiffusionRecipe(model="stable-diffusion"), PICTURES, "finished", [])

@@ -5,13 +5,14 @@ import pytest
 from macai.report.folder import read_folder
 from macai.report.page import page
 from tests.browser import DARK, asked, console, needs_axe, needs_browser, violations
-from tests.report.runs import HOSTILE, picture_run, text_run
+from tests.report.runs import HOSTILE, picture_run, rewarded, text_run
 
 pytestmark = [pytest.mark.slow, needs_browser]
 RUNS = {
     "texts": text_run,
     "hostile": lambda folder: text_run(folder, text=HOSTILE),
     "pictures": picture_run,
+    "rewards": rewarded,
     "killed": lambda folder: text_run(folder, steps=7, state="begun"),
 }
 

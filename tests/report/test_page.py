@@ -6,10 +6,11 @@ import re
 import pytest
 
 from macai.errors import ReportError
+from macai.page import svg
 from macai.report import charts
 from macai.report.folder import read_folder, write_report
 from macai.report.page import page, public
-from tests.report.runs import HOSTILE, picture_run, text_run
+from tests.report.runs import HOSTILE, picture_run, rewarded, text_run
 
 
 def shown(folder):
@@ -36,6 +37,17 @@ def test_a_run_has_its_curves_speed_memory_data_answers_and_configuration(tmp_pa
         assert fact in text
     assert text.count("<dt>after</dt>") == 3
     assert "coremltools" not in text  # it was not installed
+
+
+def test_a_run_that_compared_answers_shows_what_they_are_worth(tmp_path):
+    text = shown(rewarded(tmp_path / "run"))
+    for heading in ("Rewards", "Reward margin", "Reward accuracy"):
+        assert heading in headings(text)
+    (path,) = re.findall(r'<path d="M([^"]*)" class="line s1"', text)
+    heights = [float(place.split()[1]) for place in path.split("L")]
+    assert all(svg.TOP <= y <= svg.HEIGHT - svg.BOTTOM for y in heights)  # though below 0
+    assert heights == sorted(heights)
+    assert "Rewards" not in headings(shown(text_run(tmp_path / "other")))
 
 
 def test_the_numbers_at_the_top_are_the_best_validation_and_the_speed_of_all_steps(tmp_path):

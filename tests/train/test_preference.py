@@ -18,6 +18,7 @@ from macai.train.losses.compared import Options
 from macai.train.objective import PairObjective, TokenObjective
 from macai.train.optimizer import joined
 from macai.train.preference import pair_loss_value
+from macai.train.rewards import Rewards
 from tests.train.cases import PAD, batch_of, make_examples
 
 OPTIONS = Options(beta=0.7, margin=0.3, label_smoothing=0.1, good_weight=1.2, bad_weight=0.8)
@@ -104,7 +105,7 @@ def test_the_gradient_in_two_passes_is_mlxs_in_one_and_what_differences_give(ada
     from macai.train.preference import reference_of
 
     reference = reference_of(model, make(), _picked, loss)
-    value, grads = nn.value_and_grad(model, gradient._whole)(model, make(), reference)
+    (value, _), grads = nn.value_and_grad(model, gradient._whole)(model, make(), reference)
     assert sums.loss == pytest.approx(value.item(), rel=1e-4)
     expected = np.array(joined(grads))
     assert np.abs(np.array(sums.vector) - expected).max() < 1e-4 * np.abs(expected).max()
@@ -120,6 +121,46 @@ def test_the_gradient_in_two_passes_is_mlxs_in_one_and_what_differences_give(ada
         layer.lora_B = before + sign * 1e-2 * (mx.arange(before.size).reshape(before.shape) == 5)
         values.append(pair_loss_value(model, make(), _picked, loss, OPTIONS))
     assert sums.vector[at + 5].item() == pytest.approx((values[0] - values[1]) / 2e-2, rel=0.05)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_says_what_its_answers_are_worth(adapted, name):
+    model, loss = adapted(), LOSSES[name]
+    gradient = PairObjective(loss=loss, options=OPTIONS).gradient(model, _picked)
+    parts = [
+        (n, lambda rows=rows: make_pairs(EXAMPLES, Plan(rows, 40), pad_id=PAD))
+        for n, rows in enumerate([(0, 1), (2,)])
+    ]
+    rewards = gradient(parts, 1).rewards
+    policy = log_probabilities(model, EXAMPLES)
+    with adapter_off(model):
+        reference = log_probabilities(model, EXAMPLES)
+    if name in ("dpo", "kto"):
+        worth = 0.7 * (policy - reference)
+    else:
+        worth = 0.7 * policy / np.array([e.learnt_tokens for e in EXAMPLES])
+    better, worse = worth[::2], worth[1::2]
+    if name == "kto":  # the answers to other prompts are not rated
+        better, worse = better[[0, 2]], better[[1]]
+    means = rewards.means()
+    assert means["chosen"] == pytest.approx(better.mean(), rel=1e-3)
+    assert means["rejected"] == pytest.approx(worse.mean(), rel=1e-3)
+    assert means["margin"] == pytest.approx(better.mean() - worse.mean(), rel=1e-2, abs=1e-4)
+    if name == "kto":
+        assert "accuracy" not in means
+    else:
+        assert means["accuracy"] == pytest.approx((better > worse).mean())
+    each = [gradient([part], 1).rewards for part in parts]
+    assert vars_of(each[0] + each[1]) == pytest.approx(vars_of(rewards), rel=1e-4)
+
+
+def vars_of(rewards):
+    return {name: getattr(rewards, name) for name in rewards.__slots__}
+
+
+def test_of_answers_of_one_kind_there_is_no_margin():
+    empty = {"rejected": 0.0, "rejected_answers": 0, "right": 0, "pairs": 0}
+    assert Rewards(chosen=3.0, chosen_answers=2, **empty).means() == {"chosen": 1.5}
 
 
 def test_without_its_adapter_a_model_is_its_base_and_afterwards_itself_again(adapted, tiny_dir):

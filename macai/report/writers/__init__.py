@@ -81,4 +81,5 @@ def _numbers(report: Report, unit: str) -> dict[str, float]:
         f"speed/{unit}_per_second": report.real_tokens / report.seconds,
         f"speed/computed_{unit}_per_second": report.processed_tokens / report.seconds,
         "memory/peak_bytes": report.peak_memory_bytes,
+        **{f"rewards/{name}": value for name, value in report.rewards.items()},
     }

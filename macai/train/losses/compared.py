@@ -43,17 +43,34 @@ class Compared:
     good: mx.array
 
 
+def gain(
+    log_probability: mx.array, reference: mx.array, tokens: mx.array, options: Options
+) -> mx.array:
+    """DPO's reward (arXiv:2305.18290, equation 5 without what all answers share), as KTO's."""
+    return options.beta * (log_probability - reference)
+
+
+def per_token(
+    log_probability: mx.array, reference: mx.array, tokens: mx.array, options: Options
+) -> mx.array:
+    """SimPO's reward (arXiv:2405.14734, equation 4); for ORPO, which has none, a measure."""
+    return options.beta * log_probability / tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLoss:
     """A loss.
 
     Attributes:
         each: (answers, options) -> the loss of each two, float32 [P].
+        reward: (log probability of answers, of the model without its adapter, their learnt tokens,
+            options) -> what the loss takes the answers to be worth, float32 [P].
         form: Of its rows.
         needs_reference: Whether the model without its adapter is asked too.
     """
 
     each: Callable[[Compared, Options], mx.array]
+    reward: Callable[[mx.array, mx.array, mx.array, Options], mx.array] = gain
     form: Form = "pairs"
     needs_reference: bool = True
 

@@ -6,7 +6,7 @@ the mean over the tokens of the better answer. No reference, and no training on 
 
 import mlx.core as mx
 
-from macai.train.losses.compared import Compared, Options, PairLoss, log_sigmoid
+from macai.train.losses.compared import Compared, Options, PairLoss, log_sigmoid, per_token
 
 
 def each(answers: Compared, options: Options) -> mx.array:
@@ -22,4 +22,4 @@ def _log_odds(log_probability: mx.array) -> mx.array:
     return p - mx.log(-mx.expm1(p))
 
 
-ORPO = PairLoss(each=each, needs_reference=False)
+ORPO = PairLoss(each=each, reward=per_token, needs_reference=False)

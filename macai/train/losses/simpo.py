@@ -6,7 +6,7 @@ answer must be the likelier one.
 
 import mlx.core as mx
 
-from macai.train.losses.compared import Compared, Options, PairLoss, log_sigmoid
+from macai.train.losses.compared import Compared, Options, PairLoss, log_sigmoid, per_token
 
 
 def each(answers: Compared, options: Options) -> mx.array:
@@ -16,4 +16,4 @@ def each(answers: Compared, options: Options) -> mx.array:
     return -log_sigmoid(options.beta * (better - worse) - options.margin)
 
 
-SIMPO = PairLoss(each=each, needs_reference=False)
+SIMPO = PairLoss(each=each, reward=per_token, needs_reference=False)
