@@ -51,9 +51,12 @@ def recorded(
                     record["summary"] = {k: v for k, v in values if k not in _HERE}
             yield event
         if record and record["state"] == "finished" and ask and record["answers"]:
+            after = {a.prompt: a.reply for a in ask()}  # a resumed run may ask others
             record["answers"] = [
-                {**before, "after": after.reply}
-                for before, after in zip(record["answers"], ask(), strict=True)
+                {**answer, "after": after[answer["prompt"]]}
+                if answer["prompt"] in after
+                else answer
+                for answer in record["answers"]
             ]
     finally:
         if record:

@@ -84,11 +84,11 @@ def test_a_stopped_run_leaves_a_page_and_a_resumed_one_keeps_the_answers_of_befo
     assert f"{seen[-1].step} of {seen[0].steps} steps" in (out / "report.html").read_text()
     before = [a["before"] for a in record(out)["answers"]]
     loaded = load_model(tiny_dir)
-    train(loaded, data, out, ask=questions(loaded), resume=True)
+    train(loaded, data, out, ask=questions(loaded, count=1), resume=True)
     left = record(out)
     assert left["state"] == "finished"
     assert [a["before"] for a in left["answers"]] == before
-    assert all(a["after"] for a in left["answers"])
+    assert [bool(a.get("after")) for a in left["answers"]] == [True, False]
 
 
 def test_questions_change_nothing_of_what_is_learnt(tiny_dir, data, tmp_path):
