@@ -189,7 +189,7 @@ class Sample:
     """
 
     rows: int = number(3, 0, 20)
-    tokens: int = number(48, 1, 1000)
+    tokens: int = number(32, 1, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
