@@ -24,6 +24,7 @@ from macai.train.evaluate import mean_loss
 from macai.train.events import Started, Stopped, Summary, Validated
 from macai.train.loop import Report
 from macai.train.loss import logits_for
+from macai.train.metrics import of_step
 from tests.tiny import tiny_model_dir
 
 FILES = [
@@ -170,7 +171,7 @@ def test_a_run_says_what_it_does_and_leaves_five_files(uninterrupted):
     assert [v.step for v in validated] == [3, 6, 9, 12, 15, 16]
     assert summary.valid_loss == validated[-1].loss
     assert summary.best_valid_loss == min(v.loss for v in validated)
-    logged = [untimed(asdict(r)) for r in reports]
+    logged = [untimed(of_step(r)) for r in reports]
     assert [m for m in left["metrics"] if "valid_loss" not in m] == logged
     assert [m for m in left["metrics"] if "valid_loss" in m] == [
         {"step": v.step, "valid_loss": v.loss} for v in validated
@@ -404,7 +405,7 @@ def test_a_run_that_diverges_leaves_what_it_had_and_can_go_on(
 
     def note_files(event, loaded):
         if isinstance(event, Report) and event.step == 5:
-            files.update({p.name: p.read_bytes() for p in out.iterdir()})
+            files.update({p.name: p.read_bytes() for p in out.iterdir() if p.is_file()})
 
     monkeypatch.setattr(finetune_module, "learning_rate", explode)
     with pytest.raises(TrainingError, match=why) as caught:

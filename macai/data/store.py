@@ -160,7 +160,7 @@ def example_files(folder: Path, count: int) -> Iterator[list[ExampleFile]]:
     own, new = folder / ROWS, not folder.exists()
     files: list[ExampleFile] = []
     try:
-        with explained(own):
+        with explained(folder):
             own.mkdir(parents=True, exist_ok=True)
         for number in range(count):
             files.append(ExampleFile(own / f"{number}.bin"))
