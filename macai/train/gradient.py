@@ -6,11 +6,20 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from macai.data.batches import Batch
 from macai.models.arrays import named_arrays
-from macai.train.loss import Logits, cross_entropy, next_token_loss, scores_of
+from macai.train.chunked import pieces
+from macai.train.loss import (
+    Logits,
+    cross_entropy,
+    head_of,
+    hidden_of,
+    next_token_loss,
+    rows_of,
+)
 from macai.train.optimizer import joined
 from macai.train.rewards import Rewards
 
@@ -100,7 +109,8 @@ class Gradient:
         self._by_mlx = nn.value_and_grad(model, next_token_loss)
         self._on_cpu = mx.default_device() == mx.cpu
         probe = mx.zeros((1, 1), mx.int32), mx.zeros(1, mx.int32)
-        self._vocabulary = logits(model, *probe).shape[-1]  # not evaluated
+        hidden = logits.hidden(model, *probe, None)  # not evaluated
+        self._width, self._dtype = hidden.shape[-1], hidden.dtype
 
     def __call__(self, parts: Iterable[tuple[int, Callable[[], Batch]]], seed: int) -> Sums:
         """Compute the parts one after the other and add them up: see `add_up`."""
@@ -118,16 +128,43 @@ class Gradient:
     def _in_two_passes(self, batch: Batch) -> tuple[float, list[mx.array]]:
         """Return the loss, and the gradients in the order of the parameters, not yet evaluated.
 
-        The backward pass is a promise that starts from `slope`. Its numbers are filled in between
-        the passes, by numpy; within MLX's gradient that would keep it from reusing memory.
+        The backward pass is a promise that starts from `pull`. Its numbers are filled in between
+        the passes; the head and the loss, some rows at a time, are not part of it.
         """
         parameters = named_arrays(self._model.trainable_parameters())
 
         def forward(*arrays: mx.array) -> mx.array:
             self._model.update(tree_unflatten(list(zip(parameters, arrays, strict=True))))
-            return scores_of(self._model, batch, self._logits)
+            return hidden_of(self._model, batch, self._logits)
 
-        slope = mx.zeros((batch.targets.size, self._vocabulary))
-        mx.eval(slope)
-        (scores,), grads = mx.vjp(forward, list(parameters.values()), [slope])
-        return cross_entropy(scores, batch, slope, self._smoothing), grads
+        pull = mx.zeros((batch.targets.size, self._width), self._dtype)
+        mx.eval(pull)
+        (hidden,), grads = mx.vjp(forward, list(parameters.values()), [pull])
+        self._model.update(tree_unflatten(list(parameters.items())))
+        mx.eval(hidden)
+        loss, own = self._through_head(hidden, batch, pull)
+        named = dict(zip(parameters, grads, strict=True))
+        return loss, [g + own[name] if name in own else g for name, g in named.items()]
+
+    def _through_head(
+        self, hidden: mx.array, batch: Batch, pull: mx.array
+    ) -> tuple[float, dict[str, mx.array]]:
+        """Return the loss, and the gradients of what is trained in the head; fill in `pull`.
+
+        The gradient of the loss is likewise filled in, by numpy: see `cross_entropy`.
+        """
+        head, total = head_of(self._model, self._logits), 0.0
+        own = {name: mx.zeros(array.shape) for name, array in head.parameters.items()}
+        vocabulary = head.vocabulary(hidden)
+        for a, b in pieces(len(hidden), vocabulary):
+            slope = mx.zeros((b - a, vocabulary))
+            mx.eval(slope)
+            inputs = [hidden[a:b], *head.parameters.values()]
+            (scores,), (back, *grads) = mx.vjp(head, inputs, [slope])
+            total += cross_entropy(scores, rows_of(batch, a, b), slope, self._smoothing)
+            mx.eval(back, grads)
+            np.asarray(pull)[a:b] = np.asarray(back)  # MLX's own memory
+            own = {name: own[name] + new for name, new in zip(own, grads, strict=True)}
+            mx.eval(own)
+        head.restore()
+        return total, own

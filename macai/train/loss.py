@@ -1,6 +1,7 @@
 """Cross entropy of the learnt tokens only."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -10,10 +11,31 @@ import numpy as np
 from macai.data.batches import Batch
 from macai.models.arrays import scalar
 from macai.models.prefix import prefix_caches
+from macai.train.chunked import Head, pieces, summed_loss
 
-Logits = Callable[..., mx.array]
-"""(model, ids int32 [B, L], positions int32 [N] into B * L, caches=None) -> logits [N, V] at those
-positions, after what the caches hold."""
+HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """A way from tokens to logits, in two parts: the head alone can go some rows at a time.
+
+    Attributes:
+        hidden: (model, ids int32 [B, L], positions int32 [N] into B * L, caches or None) -> what
+            the head takes at those positions, after what the caches hold, [N, D].
+        head: (model, [n, D]) -> logits [n, V].
+        module: (model) -> the path of the module that is the head; None for no module.
+    """
+
+    hidden: Callable[[Any, mx.array, mx.array, Any], mx.array]
+    head: Callable[[Any, mx.array], mx.array]
+    module: Callable[[Any], str | None]
+
+    def __call__(
+        self, model: nn.Module, ids: mx.array, positions: mx.array, caches: Any = None
+    ) -> mx.array:
+        """Return the logits [N, V]."""
+        return self.head(model, self.hidden(model, ids, positions, caches))
 
 
 def logits_for(model: nn.Module) -> Logits:
@@ -45,22 +67,44 @@ def next_token_loss(
         The sum over learnt tokens, float32 []; a sum, because the mean of a step is over all its
         micro-batches.
     """
-    scores = scores_of(model, batch, logits)
-    losses = nn.losses.cross_entropy(scores, batch.targets, label_smoothing=label_smoothing)
-    return (losses * batch.weights).sum()
+    hidden = hidden_of(model, batch, logits)
+    head = head_of(model, logits)
+    return summed_loss(head, hidden, batch.targets, batch.weights, label_smoothing)
+
+
+def hidden_of(model: nn.Module, batch: Batch, logits: Logits) -> mx.array:
+    """Return what the head makes the logits of that `batch.targets` are compared with, [N, D]."""
+    caches = None if batch.prefix is None else prefix_caches(model, batch.prefix)
+    return logits.hidden(model, batch.ids, batch.positions, caches)
+
+
+def head_of(model: nn.Module, logits: Logits) -> Head:
+    """Return the head of this model, as it is now."""
+    return Head(model, logits.head, logits.module(model))
 
 
 def scores_of(model: nn.Module, batch: Batch, logits: Logits) -> mx.array:
     """Return the logits that `batch.targets` are compared with, float32 [N, V]."""
-    caches = None if batch.prefix is None else prefix_caches(model, batch.prefix)
-    return logits(model, batch.ids, batch.positions, caches).astype(mx.float32)
+    return logits.head(model, hidden_of(model, batch, logits)).astype(mx.float32)
 
 
 def loss_value(model: nn.Module, batch: Batch, logits: Logits) -> float:
     """Return `next_token_loss`, evaluated."""
-    if mx.default_device() == mx.cpu:
-        return cross_entropy(scores_of(model, batch, logits), batch)
-    return scalar(next_token_loss(model, batch, logits))
+    hidden, head, total = hidden_of(model, batch, logits), head_of(model, logits), 0.0
+    mx.eval(hidden)
+    for a, b in pieces(len(hidden), head.vocabulary(hidden)):
+        scores, part = head(hidden[a:b]), rows_of(batch, a, b)
+        if mx.default_device() == mx.cpu:
+            total += cross_entropy(scores, part)
+        else:
+            losses = nn.losses.cross_entropy(scores, part.targets) * part.weights
+            total += scalar(losses.sum())
+    return total
+
+
+def rows_of(batch: Batch, begin: int, end: int) -> Batch:
+    """Return the batch with some of what must be predicted; its ids stay."""
+    return replace(batch, targets=batch.targets[begin:end], weights=batch.weights[begin:end])
 
 
 def token_losses(scores: mx.array, batch: Batch) -> mx.array:
@@ -112,13 +156,20 @@ def cross_entropy(
         return float((losses * weights).sum())
 
 
-def _whole(model: Any, ids: mx.array, positions: mx.array, caches: Any = None) -> mx.array:
+def _all_logits(model: Any, ids: mx.array, positions: mx.array, caches: Any = None) -> mx.array:
     scores = model(ids) if caches is None else model(ids, cache=caches)
     return scores.reshape(-1, scores.shape[-1])[positions]
 
 
-def _picked(model: Any, ids: mx.array, positions: mx.array, caches: Any = None) -> mx.array:
+def _last_states(model: Any, ids: mx.array, positions: mx.array, caches: Any = None) -> mx.array:
     hidden = model.model(ids) if caches is None else model.model(ids, cache=caches)
-    hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
-    head = model.lm_head if "lm_head" in model else model.model.embed_tokens.as_linear
+    return hidden.reshape(-1, hidden.shape[-1])[positions]
+
+
+def _apply_head(model: Any, hidden: mx.array) -> mx.array:
+    head = model.lm_head if HEAD in model else model.model.embed_tokens.as_linear
     return head(hidden)
+
+
+_whole = Logits(_all_logits, lambda model, scores: scores, lambda model: None)
+_picked = Logits(_last_states, _apply_head, lambda model: HEAD if HEAD in model else EMBEDDING)

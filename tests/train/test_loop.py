@@ -244,12 +244,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(adapted, ex
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(adapted, examples):
-    def logits(model, ids, *args):
-        scores = _picked(model, ids, *args)
+    def hidden(model, ids, *args):
+        states = _picked.hidden(model, ids, *args)
         if len(ids) < 3:
-            return scores
-        return scores + mx.sqrt(0 * scores)  # zero, with an infinite slope
+            return states
+        return states + mx.sqrt(0 * states)  # zero, with an infinite slope
 
+    logits = replace(_picked, hidden=hidden)
     steps = [step_of(examples, [0, 1]), step_of(examples, [0, 1, 2])]
     message = is_refused_and_nothing_changes(adapted(), steps, logits)
     assert "the loss is nan" not in message

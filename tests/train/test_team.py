@@ -215,9 +215,10 @@ def test_the_cores_are_shared_out_while_a_step_is_computed_and_given_back(three,
 
     def watched(*args):
         seen.append(openblas.openblas_get_num_threads())
-        return _picked(*args)
+        return _picked.hidden(*args)
 
-    monkeypatch.setattr(three, "_gradient", Gradient(three._model, watched))
+    gradient = Gradient(three._model, replace(_picked, hidden=watched))
+    monkeypatch.setattr(three, "_gradient", gradient)
     monkeypatch.setattr(three, "_threads", 3)
     before = openblas.openblas_get_num_threads()
     seen.clear()
