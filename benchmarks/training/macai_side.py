@@ -8,8 +8,10 @@ see what it is worth. It reaches this process only, so it goes with train.worker
 """
 
 import argparse
+import ctypes
 import json
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,6 +25,7 @@ import numpy as np
 
 import macai.data.batches
 import macai.finetune
+import macai.train.chunked
 import macai.train.gradient
 import macai.train.job
 import macai.train.loss
@@ -36,6 +39,7 @@ from macai.train.loop import Report
 from macai.train.team import Team
 
 ROW_STEP = 32  # to which mlx-lm pads
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from <malloc.h>
 
 
 def main() -> None:
@@ -160,6 +164,19 @@ def mlx_loss() -> None:
     replace(gradient, "__init__", by_mlx)
 
 
+def head_at_once() -> None:
+    """The head and its loss of all learnt tokens at once."""
+    replace(macai.train.chunked, "PIECE_BYTES", 1 << 62)
+
+
+def returned_memory() -> None:
+    """Memory that is freed goes back to the system, as the C library has it."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            library.mallopt(parameter, 128 << 10)
+
+
 FEATURES: dict[str, Callable[[], None]] = {
     "token-budget": rows_at_random,
     "widths": one_width,
@@ -167,6 +184,8 @@ FEATURES: dict[str, Callable[[], None]] = {
     "shared prefix": no_prefix,
     "closed-form ops": mlx_ops,
     "numpy loss": mlx_loss,
+    "head in pieces": head_at_once,
+    "kept memory": returned_memory,
 }
 
 
