@@ -177,6 +177,11 @@ def returned_memory() -> None:
             library.mallopt(parameter, 128 << 10)
 
 
+def not_compiled() -> None:
+    """A step handed out operation by operation; on a CPU it always is."""
+    replace(macai.train.gradient, "is_recomputed", lambda model: True)
+
+
 FEATURES: dict[str, Callable[[], None]] = {
     "token-budget": rows_at_random,
     "widths": one_width,
@@ -186,6 +191,7 @@ FEATURES: dict[str, Callable[[], None]] = {
     "numpy loss": mlx_loss,
     "head in pieces": head_at_once,
     "kept memory": returned_memory,
+    "compiled step": not_compiled,
 }
 
 

@@ -19,6 +19,9 @@ MAX_GROWTH = 0.04  # of the tokens of an epoch; with more, few shapes would cost
 WIDTH_STEP = 8
 MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
 LEARNT_STEP = 4
+LEARNT_SHARE = (
+    8  # on a GPU, into so many parts of a batch: a compiled step is of one number of them
+)
 
 Lengths = Sequence[int] | NDArray[np.integer]
 """Tokens of each row."""
@@ -275,7 +278,8 @@ def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: 
         learn[i, :length] = row.learn[prefix + 1 : row.read_tokens + 1]
     positions = np.flatnonzero(learn)
     learnt = len(positions)
-    room = -(-learnt // LEARNT_STEP) * LEARNT_STEP - learnt
+    step = _learnt_step(ids.size)
+    room = -(-learnt // step) * step - learnt
     return Batch(
         prefix=mx.array(rows[0].ids[:prefix]) if prefix else None,
         ids=mx.array(ids),
@@ -285,6 +289,13 @@ def make_batch(examples: Sequence[Example], plan: Plan, *, pad_id: int, prefix: 
         learnt_tokens=learnt,
         real_tokens=sum(len(row.ids) for row in rows),
     )
+
+
+def _learnt_step(tokens: int) -> int:
+    """Return what the learnt tokens of a batch of so many tokens are rounded up to."""
+    if mx.default_device() == mx.cpu:
+        return LEARNT_STEP
+    return LEARNT_STEP * max(1, tokens // (LEARNT_SHARE * LEARNT_STEP))
 
 
 def _cut(

@@ -28,6 +28,15 @@ def recomputed(model: nn.Module, *, wanted: bool = True) -> Iterator[None]:
             layer.__class__ = kind
 
 
+def is_recomputed(model: nn.Module) -> bool:
+    """Return whether `recomputed` is at work on this model: such a step cannot be compiled.
+
+    What was drawn is drawn again from numbers that a trace does not have.
+    """
+    layers: Sequence[Any] = getattr(model, "layers", ())
+    return any(type(layer).__call__ is _call for layer in layers)
+
+
 def _call(layer: Any, *args: Any, **options: Any) -> Any:
     """Call the layer; what its gradient goes through goes in and out as an argument."""
     plain = type(layer).__bases__[0].__call__

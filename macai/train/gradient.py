@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ from mlx.utils import tree_map, tree_unflatten
 
 from macai.data.batches import Batch
 from macai.models.arrays import named_arrays
+from macai.models.recompute import is_recomputed
 from macai.train.chunked import pieces
 from macai.train.loss import (
     Logits,
@@ -100,13 +102,19 @@ def add_up(
 
 
 class Gradient:
-    """Computes `Sums` in this process."""
+    """Computes `Sums` in this process.
+
+    On a GPU forward and backward pass are compiled, once for each shape of a batch: handing out
+    thousands of small operations one by one would keep a fast one waiting.
+    """
 
     def __init__(self, model: nn.Module, logits: Logits, *, label_smoothing: float = 0.0) -> None:
         self._model = model
         self._logits = logits
         self._smoothing = label_smoothing
-        self._by_mlx = nn.value_and_grad(model, next_token_loss)
+        self._by_mlx = nn.value_and_grad(model, partial(next_token_loss, logits=logits))
+        state = [model.state, mx.random.state]
+        self._compiled = mx.compile(self._in_one_pass, inputs=state, outputs=[mx.random.state])
         self._on_cpu = mx.default_device() == mx.cpu
         probe = mx.zeros((1, 1), mx.int32), mx.zeros(1, mx.int32)
         hidden = logits.hidden(model, *probe, None)  # not evaluated
@@ -123,7 +131,21 @@ class Gradient:
     def _step(self, batch: Batch) -> tuple[Any, Any]:
         if self._on_cpu:
             return self._in_two_passes(batch)
-        return self._by_mlx(self._model, batch, self._logits, self._smoothing)
+        one_pass = self._in_one_pass if is_recomputed(self._model) else self._compiled
+        return one_pass(batch.prefix, batch.ids, batch.positions, batch.targets, batch.weights)
+
+    def _in_one_pass(
+        self,
+        prefix: mx.array | None,
+        ids: mx.array,
+        positions: mx.array,
+        targets: mx.array,
+        weights: mx.array,
+    ) -> tuple[mx.array, Any]:
+        """Return the loss and the gradients, as MLX differentiates; see Batch for the arrays."""
+        batch = Batch(prefix, ids, positions, targets, weights, learnt_tokens=0, real_tokens=0)
+        loss, grads = self._by_mlx(self._model, batch, label_smoothing=self._smoothing)
+        return loss, grads
 
     def _in_two_passes(self, batch: Batch) -> tuple[float, list[mx.array]]:
         """Return the loss, and the gradients in the order of the parameters, not yet evaluated.

@@ -21,6 +21,7 @@ from macai.data.batches import (
     widths_for,
 )
 from macai.data.tokens import Example
+from tests.train.cases import make_examples
 
 LENGTHS = st.lists(st.integers(2, 700), min_size=1, max_size=80)
 
@@ -357,3 +358,16 @@ def test_a_learnt_first_token_is_a_mistake_of_the_program():
     row = replace(example([1, 2], [False, True]), learn=np.array([True, True]))
     with pytest.raises(AssertionError, match="nothing predicts these"):
         make_batch([row], batches.Plan((0,), 8), pad_id=PAD)
+
+
+def test_a_gpu_sees_few_numbers_of_learnt_tokens(monkeypatch):
+    monkeypatch.setattr(batches.mx, "default_device", lambda: mx.gpu)
+    examples = make_examples(*[(64, learnt) for learnt in range(1, 61)])
+    sizes = set()
+    for row in range(0, 60, 4):
+        rows = range(row, row + 4)
+        batch = make_batch(examples, Plan(tuple(rows), 64), pad_id=0)
+        learnt = sum(int(examples[i].learn.sum()) for i in rows)
+        assert learnt == batch.learnt_tokens == batch.weights.sum().item()
+        sizes.add(batch.weights.size)
+    assert sizes == {32 * n for n in range(1, 9)}
