@@ -13,8 +13,10 @@ import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 LEAST = 20  # characters: less says nothing
 MOST = 1600  # about 500 tokens with the question
 _LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "site-packages"}
@@ -31,20 +33,24 @@ def main() -> None:
     write_splits(chosen.folder, rows=chosen.rows, valid=chosen.valid)
 
 
-def write_splits(folder: Path, *, rows: int, valid: int) -> None:
-    """Write rows to learn from and others to check with."""
-    lines = [json.dumps({"messages": messages}) for messages in conversations()[: rows + valid]]
-    if len(lines) < rows + valid:
-        raise SystemExit(f"this Python's library has {len(lines)} docstrings, {rows + valid} asked")
+def write_splits(
+    folder: Path, *, rows: int, valid: int, test: int = 0, library: Path = LIBRARY
+) -> None:
+    """Write rows to learn from, and others to check with."""
+    lines = iter([json.dumps({"messages": m}) + "\n" for m in conversations(library)])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", lines[:rows]), ("valid", lines[rows:])):
-        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+    for name, count in (("train", rows), ("valid", valid), ("test", test)):
+        part = list(islice(lines, count))
+        if len(part) < count:
+            raise SystemExit(f"this Python's library has too few docstrings for {count} of {name}")
+        if count:
+            (folder / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
 
 
-def conversations() -> list[list[dict[str, str]]]:
+def conversations(library: Path = LIBRARY) -> list[list[dict[str, str]]]:
     """Return a question and an answer of each docstring, in the order of their hashes."""
     said: dict[str, str] = {}
-    for text, what in _documented(Path(sysconfig.get_paths()["stdlib"])):
+    for text, what in _documented(library):
         said.setdefault(text, what)  # a docstring that several have is there once
     order = sorted(said, key=lambda text: hashlib.sha256(text.encode()).digest())
     return [

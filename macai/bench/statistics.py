@@ -112,6 +112,15 @@ def student_tail(t: float, freedom: float) -> float:
     return 0.5 * _beta_share(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
+def student_quantile(share: float, freedom: float) -> float:
+    """Return what Student's t with so many degrees of freedom is below with this probability."""
+    low, high = -1e3, 1e3
+    for _ in range(80):  # halves until doubles end
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > 1 - share else (low, middle)
+    return low
+
+
 def _beta_share(a: float, b: float, x: float) -> float:
     """The regularised incomplete beta function I_x(a, b): https://dlmf.nist.gov/8.17#SS5.p1."""
     if x <= 0 or x >= 1:

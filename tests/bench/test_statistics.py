@@ -11,6 +11,7 @@ from macai.bench.statistics import (
     holm,
     inflation,
     quantile,
+    student_quantile,
     student_tail,
     summarise,
     trimmed,
@@ -98,3 +99,9 @@ def test_holm_lets_one_family_in_twenty_have_a_false_one():
     for _ in range(1000):
         families += min(holm([draw.random() for _ in range(30)])) < 0.05
     assert families / 1000 == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 1000))
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.3027), (30, 2.0423)])
+def test_the_quantiles_are_those_of_the_printed_tables(freedom, expected):
+    assert student_quantile(0.975, freedom) == pytest.approx(expected, rel=1e-4)
+    assert student_quantile(0.025, freedom) == pytest.approx(-expected, rel=1e-4)

@@ -1,0 +1,224 @@
+"""What LoRA, DoRA, rsLoRA, LoRA+, PiSSA and training all weights learn from the same budget.
+
+    python -m benchmarks.quality_methods --out FOLDER [--steps 300] [--seeds 3]
+                                         [--factors 0.5,1,2] [--methods lora,dora] [--data intents]
+    python -m benchmarks.quality_methods --out FOLDER --report
+
+SmolLM2-135M on two sets of real rows: the shipped intents, and questions about Python's own library
+answered by its docstrings. All methods see the same rows in the same order for as many steps, with
+rank 16 on all linear layers; each may try its learning rate times the --factors, and the one with
+the least validation loss, a mean over the seeds, counts. What is compared is the loss on test rows
+that decide nothing: its mean over the seeds, a 95 % interval of that (Student's), and the same of
+the difference to LoRA, seed by seed.
+
+A run is a process of its own, and its result is a file that is kept: what is there is not done
+again, and one that was cut off goes on from its last checkpoint. A run takes minutes to hours.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.harness import HERE
+from benchmarks.training.docstrings import write_splits
+from macai.bench.machine import machine, versions
+from macai.bench.process import measure
+from macai.bench.statistics import student_quantile
+
+METHODS: dict[str, list[str]] = {
+    "lora": [],
+    "dora": ['adapter.method="dora"'],
+    "rslora": ["adapter.use_rslora=true"],
+    "lora+": ["optimizer.loraplus_lr_ratio=16"],
+    "pissa": ['adapter.init="pissa"'],
+    "full": ['adapter.method="full"'],
+}
+"""What of the recipe makes the method."""
+RATES = {"lora+": 0.25, "full": 0.1}
+"""Of LoRA's learning rate, before the factors. LoRA+ has a quarter of it for A, and four
+times it for B. All weights: LoRA's is ten times theirs in LoRA Without Regret (Schulman, 2025)."""
+LORA_RATE = 1e-3
+DATA = ("intents", "docstrings")
+TOKENS = 640  # of a step
+
+
+class Case(NamedTuple):
+    """A run to be made."""
+
+    data: str
+    method: str
+    factor: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its folder and its result are called."""
+        return f"{self.data}-{self.method}-{self.factor:g}-{self.seed}"
+
+
+def main() -> None:
+    """Make the runs that are missing; print one line of JSON, and a table."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--factors", default="1")
+    options.add_argument("--methods", default=",".join(METHODS))
+    options.add_argument("--data", default=",".join(DATA))
+    options.add_argument("--report", action="store_true", help="of what is there; run nothing")
+    chosen = options.parse_args()
+    factors = [float(factor) for factor in chosen.factors.split(",")]
+    methods = [name for name in METHODS if name in chosen.methods.split(",")]
+    sets = [name for name in DATA if name in chosen.data.split(",")]
+    # Seed by seed, so that a run of this that is cut off has compared all methods.
+    cases = [
+        Case(d, m, f, s) for s, d, f, m in product(range(chosen.seeds), sets, factors, methods)
+    ]
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    settings = {"model": chosen.model, "steps": chosen.steps, "tokens": TOKENS}
+    _require_same(chosen.out / "settings.json", settings)
+    for number, case in enumerate(() if chosen.report else cases, 1):
+        file = chosen.out / f"{case.name}.json"
+        if not file.exists():
+            print(f"{number} of {len(cases)}: {case.name}", file=sys.stderr)
+            result = _run(case, chosen.out, chosen.model, chosen.steps)
+            file.write_text(json.dumps(result), encoding="utf-8")
+    found = [(case, chosen.out / f"{case.name}.json") for case in cases]
+    results = {c: json.loads(f.read_text(encoding="utf-8")) for c, f in found if f.exists()}
+    table = compare(results)
+    facts = {"benchmark": "quality_methods", **settings, "table": table}
+    print(json.dumps(facts | {"machine": machine(), "versions": versions()}))
+    _show(table)
+
+
+def _require_same(file: Path, settings: dict[str, Any]) -> None:
+    """Keep what all results in a folder have in common, and refuse to mix others in."""
+    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
+        raise SystemExit(f"{file.parent} has results of {before}, not of {settings}")
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _run(case: Case, out: Path, model: str, steps: int) -> dict[str, Any]:
+    """Train, and return losses and seconds."""
+    data, folder = _data(case.data, out), out / "runs" / case.name
+    rate = LORA_RATE * RATES.get(case.method, 1.0) * case.factor
+    settings = [
+        *METHODS[case.method],
+        f"optimizer.learning_rate={rate}",
+        "optimizer.beta2=0.95",
+        f"schedule.warmup_steps={max(1, steps // 20)}",
+        f"batch.tokens={TOKENS}",
+        f"train.epochs={steps / _steps_per_epoch(data, model)}",
+        f"train.seed={case.seed}",
+        "train.save_every=25",
+        f"train.eval_every={steps}",
+        "data.strict=false",  # two library functions may have one docstring but for a space
+    ]
+    command = [sys.executable, "-m", "macai", "train", "lora", "--json"]
+    command += ["--model", model, "--data", str(data), "--out", str(folder)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    command += ["--resume"] if (folder / "checkpoint.safetensors").exists() else ["--force"]
+    summary = json.loads(_output(command))
+    loss = [sys.executable, "-m", "benchmarks.training.valid_loss", "--model"]
+    loss += [summary["model"] or model, "--data", str(data / "test.jsonl")]
+    loss += ["--adapter", summary["adapter"]] if summary["adapter"] else []
+    shutil.rmtree(folder)  # all weights and their checkpoint are 2 GB
+    kept = ("steps", "valid_loss", "train_loss", "real_tokens", "seconds")
+    return {key: summary[key] for key in kept} | {
+        "learning_rate": rate,
+        "test_loss": json.loads(_output(loss))["valid_loss"],
+    }
+
+
+def _output(command: list[str]) -> str:
+    """Return what a process printed; what it says meanwhile is seen."""
+    run = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise SystemExit(f"{command[:4]} ended with {run.returncode}")
+    return run.stdout
+
+
+def _data(name: str, out: Path) -> Path:
+    """Return a folder with train.jsonl, valid.jsonl and test.jsonl."""
+    if name == "intents":
+        return HERE.parent / "recipes" / "data" / "intents"
+    folder = out / "docstrings"
+    if not folder.exists():
+        write_splits(folder, rows=1600, valid=100, test=200)
+    return folder
+
+
+def _steps_per_epoch(data: Path, model: str) -> int:
+    command = [sys.executable, "-m", "macai", "data", "check", str(data), "--model", model]
+    command += ["--set", f"batch.tokens={TOKENS}", "--set", "data.strict=false", "--json"]
+    steps: int = json.loads(measure(command).output)["epoch"]["steps"]
+    return steps
+
+
+def compare(results: dict[Case, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line for each data set and method: at the factor that validation prefers."""
+    lines = []
+    for data in dict.fromkeys(case.data for case in results):
+        best: dict[str, dict[int, float]] = {}
+        for method in METHODS:
+            runs = {c: r for c, r in results.items() if (c.data, c.method) == (data, method)}
+            if not runs:
+                continue
+            seeds = max(len(_of(runs, c.factor)) for c in runs)
+            whole = {c.factor for c in runs if len(_of(runs, c.factor)) == seeds}
+            factor = min(whole, key=lambda f: statistics.mean(_of(runs, f, "valid_loss").values()))
+            best[method] = _of(runs, factor, "test_loss")
+            line: dict[str, Any] = {"data": data, "method": method, "factor": factor}
+            line |= {"seeds": seeds, "test_loss": interval(list(best[method].values()))}
+            if method != "lora" and "lora" in best:
+                both = best["lora"].keys() & best[method].keys()
+                differences = [best[method][s] - best["lora"][s] for s in sorted(both)]
+                line["less_lora"] = interval(differences)
+            lines.append(line)
+    return lines
+
+
+def _of(
+    runs: dict[Case, dict[str, Any]], factor: float, what: str = "test_loss"
+) -> dict[int, float]:
+    """Return a number of each seed."""
+    return {c.seed: r[what] for c, r in runs.items() if c.factor == factor}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Return the mean and its 95 % interval, which one value has not."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, None, None
+    half = student_quantile(0.975, len(values) - 1)
+    half *= statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def _show(table: Sequence[dict[str, Any]]) -> None:
+    print(
+        "| data | method | rate | test loss | less LoRA's |\n|---|---|---|---|---|", file=sys.stderr
+    )
+    for line in table:
+        rate = LORA_RATE * RATES.get(line["method"], 1.0) * line["factor"]
+        less = _text(line["less_lora"], "+") if "less_lora" in line else ""
+        cells = [line["data"], line["method"], f"{rate:g}", _text(line["test_loss"]), less]
+        print(f"| {' | '.join(cells)} |", file=sys.stderr)
+
+
+def _text(value: tuple[float, float | None, float | None], sign: str = "") -> str:
+    mean, low, high = value
+    ends = "" if low is None else f" ({low:{sign}.4f} to {high:{sign}.4f})"
+    return f"{mean:{sign}.4f}{ends}"
+
+
+if __name__ == "__main__":
+    main()
