@@ -70,7 +70,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--set", action="append", default=[], help="of macai's recipe")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         at = Path(scratch)
         write_splits(at / "data", rows=TRAIN_ROWS, valid=VALID_ROWS)
         _write_model(chosen.model, chosen.model_size, at / "model")
