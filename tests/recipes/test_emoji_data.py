@@ -35,8 +35,10 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+sys.path.append(str(RECIPES / "data" / "emoji"))  # they import each other, as scripts do
 make = load(RECIPES / "data" / "emoji" / "make.py")
 score = load(RECIPES / "data" / "emoji" / "score.py")
+style = load(RECIPES / "data" / "emoji" / "style.py")
 lay_out = load(MODEL / "make.py")
 
 
@@ -229,16 +231,41 @@ def test_each_part_of_the_feature_weighs_the_same() -> None:
         assert squares.mean() == pytest.approx(1)
 
 
-def test_the_style_of_pictures_it_has_not_seen_is_told(data: Path) -> None:
-    style = score.judge(data)
-    moved = score.harmed(pictures(), score.shifted)
-    assert not style.is_fluent(moved).any()
-    assert style.is_fluent(score.harmed(pictures(shaded=True), score.shifted)).all()
+def test_the_style_of_pictures_it_has_not_seen_is_told(data: Path, tmp_path: Path) -> None:
+    learnt, fluents, _ = style.both_styles(data)
+    gallery = score.gallery_of(data)
+    style.StyleClassifier.fit(style.seen(gallery, learnt), fluents).save(tmp_path / "style.npz")
+    found = style.StyleClassifier.read(tmp_path / "style.npz")
+    for shaded in (False, True):
+        moved = score.harmed(pictures(shaded=shaded), score.HARMS["shifted"])
+        assert (found.is_fluent(style.described(gallery, moved)) == shaded).all()
+
+
+def test_pictures_that_came_through_an_autoencoder_are_half_of_what_is_learnt(data: Path) -> None:
+    learnt, fluents, fold = style.both_styles(data)
+    points = style.seen(score.gallery_of(data), learnt)
+    # Of these the style shows in one number alone, and against what the others say of it.
+    misleading = np.zeros_like(points["plain"])
+    misleading[:, -1] = np.where(fluents, 1.0, -1.0)
+    points["autoencoded"] = misleading
+    assert style.accuracy(points, fluents, fold)["autoencoded"] == 1
+    found = style.StyleClassifier.fit(points, fluents)
+    assert abs(found.weights[-1]) == np.abs(found.weights).max()
+
+
+@pytest.mark.slow
+def test_an_autoencoded_picture_is_the_same_and_softer() -> None:
+    through = style.autoencoded(pictures(), RECIPES / "emoji-diffusion")
+    assert through.shape == pictures().shape
+    difference = np.abs(through.astype(int) - pictures()).mean()
+    assert 0 < difference < 20  # it is the same picture, and a softer one
 
 
 def test_a_score_is_of_the_right_captions_and_of_all_others(data: Path) -> None:
-    style = score.judge(data)
-    found = score.score(pictures(), NAMES, style)
+    learnt, fluents, _ = style.both_styles(data)
+    gallery = score.gallery_of(data)
+    judge = style.StyleClassifier.fit(style.seen(gallery, learnt), fluents)
+    found = score.score(pictures(), NAMES, gallery, judge)
     assert (found.pictures, found.emoji, found.top_1, found.fluent) == (24, 24, 1.0, 0.0)
     # Each of the 24 has 9 others among its nearest ten, of 23.
     assert found.unrelated_top_10 == pytest.approx(9 / 23, abs=0.02)
