@@ -66,12 +66,10 @@ def can_share_prefix(model: nn.Module) -> bool:
 
     Not if its layers remember more than keys and values, or if a probe differs.
     """
-    from mlx_lm.models.cache import KVCache, make_prompt_cache
-
     probe = mx.arange(1, 13).reshape(2, 6)
     probe[1, :3] = probe[0, :3]
     try:
-        if any(type(layer) is not KVCache for layer in make_prompt_cache(model)):
+        if not remembers_keys(model):
             return False
         expected = model(probe)[:, 3:]
         actual = model(probe[:, 3:], cache=prefix_caches(model, probe[0, :3]))
@@ -80,3 +78,10 @@ def can_share_prefix(model: nn.Module) -> bool:
     difference = mx.abs(actual - expected).max()
     allowed = PROBE_TOLERANCE[expected.dtype] * mx.abs(expected).max()
     return bool((difference <= allowed).item())
+
+
+def remembers_keys(model: nn.Module) -> bool:
+    """Return whether all that its layers remember is keys and values: no weight is looked at."""
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    return all(type(layer) is KVCache for layer in make_prompt_cache(model))

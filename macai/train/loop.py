@@ -94,7 +94,7 @@ def train(
         optimizer.learning_rate = rate(step)
         update(optimizer, model, sums.vector * factor)
         mx.eval(model.trainable_parameters(), optimizer.state)
-        yield Report(
+        report = Report(
             step=step + 1,
             loss=loss,
             learning_rate=rate(step),
@@ -106,3 +106,5 @@ def train(
             peak_memory_bytes=max(sums.peak_memory_bytes, mx.get_peak_memory()),
             rewards=sums.rewards.means() if sums.rewards else {},
         )
+        del sums  # or its gradient would stay until the next one is there
+        yield report

@@ -45,14 +45,27 @@ def workers_for(model: nn.Module, asked: int, *, before: int = 0) -> int:
 
 def available_bytes() -> int:
     """Return how much memory programs can still take; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        facts = dict(line.split(":", 1) for line in lines)
-        available = int(facts["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError, ValueError):
-        return 0
+    if mx.metal.is_available():  # memory is one: what Metal recommends a process to use of it
+        recommended = int(mx.device_info()["max_recommended_working_set_size"])
+        return max(0, recommended - mx.get_active_memory())
+    available = _meminfo("MemAvailable")
     try:  # a container's own limit, of cgroup v2
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
     except (OSError, ValueError):  # none, or "max"
         return available
     return min(available, limit)
+
+
+def total_bytes() -> int:
+    """Return how much memory the machine has; 0 where the system does not say."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["memory_size"])
+    return _meminfo("MemTotal")
+
+
+def _meminfo(name: str) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import mlx.nn as nn
 
@@ -21,7 +21,13 @@ Parts = Iterable[tuple[int, Callable[[], Any]]]
 
 
 class Objective(Protocol):
-    """Plans count in its units: rows, or two at a time."""
+    """Plans count in its units: rows, or two at a time.
+
+    Attributes:
+        answers: Rows of a unit.
+    """
+
+    answers: ClassVar[int]
 
     def prepare(
         self,
@@ -57,6 +63,7 @@ class Objective(Protocol):
 class TokenObjective:
     """Cross entropy of the learnt tokens; a validation is without label smoothing."""
 
+    answers: ClassVar[int] = 1
     label_smoothing: float = 0.0
 
     def prepare(
@@ -86,6 +93,7 @@ class TokenObjective:
 class PairObjective:
     """A loss of two answers: a step's is the mean over them."""
 
+    answers: ClassVar[int] = 2
     loss: PairLoss
     options: Options
 

@@ -29,6 +29,11 @@ class Rewards:
     right: int
     pairs: int
 
+    @classmethod
+    def none(cls) -> "Rewards":
+        """Return the sums over no answers."""
+        return cls(**{f.name: 0 for f in fields(cls)})
+
     def __add__(self, other: "Rewards") -> "Rewards":
         """Return the sums over the answers of both."""
         names = [f.name for f in fields(Rewards)]

@@ -13,14 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from macai.errors import TrainingError
 from macai.models.blas import blas_threads
 from macai.train.gradient import Sums
+from macai.train.group import Group
 from macai.train.job import Board, Made, Work, base_sums
 from macai.train.machine import cores
 from macai.train.optimizer import joined
+from macai.train.rewards import Rewards
 
 HINT = "go on with --resume --set train.workers=1; the last checkpoint is intact"
 END_SECONDS = 10.0  # for a process to be gone once its connection is closed
@@ -36,13 +39,21 @@ class Team:
     """Computes steps: part number p of one in process p modulo `job.workers`, this one being 0.
 
     A context manager: the others start with the first step, and after the block there is none.
+    In a group each process has a team, and the parts are dealt to all of them.
     """
 
-    def __init__(self, model: nn.Module, gradient: Callable[[Made, int], Sums], job: Work) -> None:
-        """Take the model, what computes its gradient here, and what the others need."""
+    def __init__(
+        self,
+        model: nn.Module,
+        gradient: Callable[[Made, int], Sums],
+        job: Work,
+        group: Group | None = None,
+    ) -> None:
+        """Take the model, what computes its gradient here, what the others need, and the group."""
         self._model = model
         self._gradient = gradient
         self._job = job
+        self._group = group
         self._threads = max(1, cores() // job.workers)
         self._workers: list[_Worker] = []
         self._board: Board | None = None
@@ -68,20 +79,41 @@ class Team:
         Raises:
             TrainingError: a worker failed or is gone.
         """
-        shares = [list(enumerate(parts))[n :: self._job.workers] for n in range(self._job.workers)]
+        workers, group = self._job.workers, self._group
+        rank, size = (group.rank, group.size) if group else (0, 1)
+        dealt = list(enumerate(parts))
+        shares = [dealt[rank * workers + n :: size * workers] for n in range(workers)]
+        sums = self._own(shares, seed)
+        return sums if group is None else _over(group, sums)
+
+    def _own(self, shares: Sequence[Sequence[tuple[int, Any]]], seed: int) -> Sums:
+        """Return the sums over the parts of this process and of those it has started."""
         if self._job.workers == 1:
-            return self._gradient(self._job.made(shares[0]), seed)
+            return self._here(shares[0], seed)
         board = self._board or self._start()
         board.write(0, joined(self._model.trainable_parameters()))
         busy = [(n, w) for n, w in enumerate(self._workers, 1) if shares[n]]
         for number, worker in busy:
             _send(worker, (shares[number], seed))
         with blas_threads(self._threads):
-            sums = self._gradient(self._job.made(shares[0]), seed)
+            sums = self._here(shares[0], seed)
         for number, worker in busy:
             counts = _receive(worker)
             sums += Sums(vector=board.read(number), **counts)
         return sums
+
+    def _here(self, share: Sequence[tuple[int, Any]], seed: int) -> Sums:
+        if share:
+            return self._gradient(self._job.made(share), seed)
+        length = joined(self._model.trainable_parameters()).size  # in a group of more than parts
+        return Sums(
+            loss=0.0,
+            vector=mx.zeros(length),
+            learnt_tokens=0,
+            real_tokens=0,
+            processed_tokens=0,
+            peak_memory_bytes=mx.get_peak_memory(),
+        )
 
     def _start(self) -> Board:
         """Start the workers and send them the job; they load the model meanwhile."""
@@ -97,6 +129,33 @@ class Team:
         for number, worker in enumerate(self._workers, 1):
             _send(worker, (self._job, number, expected))
         return self._board
+
+
+def _over(group: Group, sums: Sums) -> Sums:
+    """Return the sums over all processes of a group."""
+    group.agree()
+    names = ("learnt_tokens", "real_tokens", "processed_tokens", "peak_memory_bytes")
+    counts = group.counts([getattr(sums, name) for name in names])
+    return Sums(
+        loss=group.number(sums.loss),
+        vector=group.sum(sums.vector),
+        **dict(zip(names, counts, strict=True)),
+        rewards=_rewards_over(group, sums.rewards),
+    )
+
+
+def _rewards_over(group: Group, rewards: Rewards | None) -> Rewards | None:
+    (some,) = group.counts([rewards is not None])
+    if not some:
+        return None
+    own = rewards or Rewards.none()
+    counts = ("chosen_answers", "rejected_answers", "right", "pairs")
+    sums = group.counts([getattr(own, name) for name in counts])
+    return Rewards(
+        chosen=group.number(own.chosen),
+        rejected=group.number(own.rejected),
+        **dict(zip(counts, sums, strict=True)),
+    )
 
 
 def _spawn(file: int, threads: int) -> _Worker:

@@ -50,6 +50,7 @@ def _serve(connection: Connection, memory_file: int) -> None:
             board.write(number, sums.vector)
             counts = {name: getattr(sums, name) for name in sums.__slots__ if name != "vector"}
             connection.send(counts)
+            del sums  # or its gradient would stay until the next one is there
 
 
 def _end_with_parent(connection_file: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from macai.errors import UsageError
 from macai.models.arrays import named_arrays
 from macai.models.lora import add_lora, target_paths
+from macai.train.footprint import UPDATE_COPIES
 from macai.train.optimizer import init, joined, make_optimizer, update
 from macai.train.rules import RULES
 from macai.train.rules.adamw8bit import AdamW8bit, _signed, _signed_codes
@@ -254,3 +255,7 @@ def test_weights_of_half_precision_move_by_less_than_their_last_digit(tiny):
     moved = (after.astype(mx.float32) - before.astype(mx.float32)).mean().item()
     assert moved == pytest.approx(-40 * 1e-5, rel=0.3)
     init(optimizer, tiny.model)
+
+
+def test_what_each_rule_copies_is_known_to_the_plan():
+    assert UPDATE_COPIES.keys() == RULES.keys()
