@@ -21,7 +21,7 @@ from macai.catalog import find_recipe, locate_model
 from macai.data.batches import divide, plan_epoch, shared_prefix
 from macai.data.rows import read_splits
 from macai.data.tokens import Example, prepare
-from macai.finetune import LEAST_ROWS
+from macai.finetune.wanted import LEAST_ROWS
 from macai.models.blas import load_fast_blas
 from macai.models.cpu_ops import cpu_ops
 from macai.models.load import LoadedModel, load_model

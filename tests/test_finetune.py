@@ -11,6 +11,7 @@ import mlx.core as mx
 import pytest
 
 from macai import finetune as finetune_module
+from macai.data.rows import read_splits
 from macai.data.tokens import prepare
 from macai.errors import DataError, OutputError, TrainingError, UsageError
 from macai.finetune import finetune
@@ -385,7 +386,7 @@ def test_the_adapter_of_the_best_validation_is_kept(run, tmp_path, tiny_dir, dat
 
     loaded = load_model(tiny_dir)
     load_adapter(loaded, out)
-    rows = finetune_module.read_splits(data).valid
+    rows = read_splits(data).valid
     examples = prepare([rows], loaded.tokenizer, max_length=1024, truncation="error")[0].examples
     logits = logits_for(load_model(tiny_dir).model)
     *_, (_, _, loss) = mean_loss(loaded.model, examples, logits=logits, tokens=999, pad_id=0)

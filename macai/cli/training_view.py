@@ -159,6 +159,8 @@ class TextTrainingView(TrainingView):
         """Show what only such a run says."""
         if isinstance(event, of_texts.Started):
             self._start(event)
+        elif isinstance(event, of_texts.Lowered):
+            self._lowered(event)
         elif isinstance(event, of_texts.Summary):
             self.console.print(
                 f"done: {event.steps} steps in {event.seconds:.0f} s, "
@@ -175,6 +177,17 @@ class TextTrainingView(TrainingView):
         if event.shared_prefix:
             out.append(f"all rows begin with the same {event.shared_prefix}, computed once a batch")
         self.begin(out, workers=event.workers, steps=event.steps, first_step=event.first_step)
+        free = event.available_memory_bytes
+        there = f" of the {free / 1e9:.1f} GB there are" if free else ""
+        self.console.print(f"expected to take {event.expected_memory_bytes / 1e9:.1f} GB{there}")
+
+    def _lowered(self, event: of_texts.Lowered) -> None:
+        begin = f"after step {event.first_step}" if event.first_step else "from the beginning"
+        self.console.print(
+            f"step {event.step}: {event.why}; again {begin}, with at most {event.micro_tokens} "
+            "tokens at once: the same steps, in more parts"
+        )
+        self.bars.update(self.task, completed=event.first_step)
 
 
 class PictureTrainingView(TrainingView):

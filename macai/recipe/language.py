@@ -106,12 +106,14 @@ class Batch:
         recompute: Keep only the input of each block for the backward pass and compute the rest
             again (gradient checkpointing): less memory for about a third more time, and the same
             result to the last bit.
+        must_fit: Refuse a run that is expected to need more memory than there is.
     """
 
     tokens: int = number(2048, 1)
     row_multiple: int = number(1, 1)
     micro_tokens: int = number(0, 0)
     recompute: bool = False
+    must_fit: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

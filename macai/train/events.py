@@ -16,6 +16,8 @@ class Started:
         shared_prefix: Tokens that all rows begin with, computed once a part.
         real_share: The part of a step's tokens that is no padding, 0 to 1.
         workers: Processes that each compute a part of a step.
+        expected_memory_bytes: What the run is expected to report as its peak.
+        available_memory_bytes: What there is for it; 0 where the system does not say.
     """
 
     train_rows: int
@@ -32,6 +34,23 @@ class Started:
     shared_prefix: int
     real_share: float
     workers: int
+    expected_memory_bytes: int
+    available_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """Memory ran out in `step`: from `first_step` on steps are computed in smaller parts.
+
+    Attributes:
+        why: What ran out.
+        micro_tokens: Tokens of a part, at most.
+    """
+
+    step: int
+    why: str
+    micro_tokens: int
+    first_step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,4 +106,4 @@ class Summary:
     seconds: float
 
 
-Event = Started | Report | Validating | Validated | Stopped | Summary
+Event = Started | Lowered | Report | Validating | Validated | Stopped | Summary

@@ -10,11 +10,13 @@ from macai.train.loop import Report
 class Progress:
     """Counters of a run, over all parts of a resumed one.
 
-    `workers` are those of the last part; `stale` counts validations since the best one.
+    `workers` are those of the last part; `stale` counts validations since the best one;
+    `micro_tokens` is above 0 where the memory ran out with more.
     """
 
     step: int = 0
     workers: int = 1
+    micro_tokens: int = 0
     epoch_loss: float = 0.0
     epoch_learnt: int = 0
     real_tokens: int = 0

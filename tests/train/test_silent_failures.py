@@ -332,7 +332,7 @@ def validate_on_training_rows(patch):
     """14: the validation split is not read."""
     real = read_splits
     patch.setattr(
-        "macai.finetune.read_splits", lambda path: replace(real(path), valid=real(path).train)
+        "macai.finetune.rows.read_splits", lambda path: replace(real(path), valid=real(path).train)
     )
 
 
