@@ -3,12 +3,14 @@
 import json
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from macai.recipe import DiffusionRecipe, Recipe
     from macai.report.answers import Questions
     from macai.train.events import Summary
+    from macai.train.group import Group
 
 Result = TypeVar("Result")
 
@@ -57,34 +60,60 @@ def train(
 
     Example: macai train sd-lora --model stable-diffusion --data pictures --out runs/style
     """
-    from macai.catalog import find_recipe
-    from macai.recipe import Recipe, load_any_recipe
+    from macai.errors import UsageError
+    from macai.recipe import Recipe
+    from macai.train.group import launched
 
     if resume and force:
         raise typer.BadParameter("--resume goes on with a run, and --force replaces it: give one")
-    changes = list(override or [])
-    if model is not None:
-        changes.append(f"model={json.dumps(model)}")
-    loaded = load_any_recipe(find_recipe(recipe), changes)
+    loaded = changed_recipe(recipe, model, override)
     options: dict[str, Any] = {"data": data, "out": out, "resume": resume, "force": force}
+    group = launched()
     if isinstance(loaded, Recipe):
-        summary = run_recipe(loaded, **options)
+        summary = run_recipe(loaded, **options, group=group)
         values, result = asdict(summary), _result(summary)
     else:
+        if group is not None:
+            raise UsageError(
+                "runs on pictures are not shared between processes that mlx.launch starts"
+            )
         pictured = run_image_recipe(loaded, **options)
         values, result = asdict(pictured), _result(pictured)
     print(json.dumps(values) if as_json else result)
 
 
+def changed_recipe(
+    name: str, model: str | None, override: list[str] | None
+) -> "Recipe | DiffusionRecipe":
+    """Return a recipe with the changes of the command line."""
+    from macai.catalog import find_recipe
+    from macai.recipe import load_any_recipe
+
+    changes = list(override or [])
+    if model is not None:
+        changes.append(f"model={json.dumps(model)}")
+    return load_any_recipe(find_recipe(name), changes)
+
+
 def run_recipe(
-    recipe: "Recipe", *, data: Path | None, out: Path, resume: bool = False, force: bool = False
+    recipe: "Recipe",
+    *,
+    data: Path | None,
+    out: Path,
+    resume: bool = False,
+    force: bool = False,
+    group: "Group | None" = None,
 ) -> "Summary":
-    """Tune a language model with a live view on stderr; a stopped run exits with 130 or 143."""
+    """Tune a language model with a live view on stderr; a stopped run exits with 130 or 143.
+
+    In a group of processes only the first one shows and writes anything; the others exit.
+    """
     from macai.catalog import locate_model
     from macai.cli.progress import reporting
     from macai.cli.training_view import TextTrainingView
     from macai.data.rows import read_learnt, read_splits
     from macai.finetune import finetune
+    from macai.finetune.expected import require_room_for_weights
     from macai.models.load import load_model
     from macai.report.answers import CANDIDATES, Questions
     from macai.report.writers import require_writers
@@ -92,14 +121,21 @@ def run_recipe(
 
     require_writers(recipe.train.log)
     data = _require_data(data or recipe.data.path, "give --data examples.jsonl, or a folder")
-    _refuse_existing(out, resume=resume, force=force)
+    if group is None or group.first:
+        _refuse_existing(out, resume=resume, force=force)
     read = read_splits(data)  # bad rows are said before minutes go into fetching a model
     for mix in recipe.data.mix:
         read_learnt(mix.path)
     with reporting() as progress:
         folder = locate_model(recipe.model, progress=progress)
+    if recipe.batch.must_fit:
+        require_room_for_weights(folder)
     loaded = load_model(folder)
-    start = partial(finetune, recipe, loaded, data=data, out=out, resume=resume, force=force)
+    start = partial(
+        finetune, recipe, loaded, data=data, out=out, resume=resume, force=force, group=group
+    )
+    if group is not None and not group.first:
+        _take_part(start)
     ask = None
     if (sample := recipe.sample).rows:
         rows = list(islice(read.valid, CANDIDATES))
@@ -178,6 +214,16 @@ def _follow(
         raise typer.Exit(128 + number)
     assert isinstance(event, result)
     return event
+
+
+def _take_part(start: Callable[..., Iterator[object]]) -> NoReturn:
+    """Compute what is this process's in a run that another one shows and writes, and exit."""
+    from macai.train.events import Stopped
+
+    with TemporaryDirectory(prefix="macai-") as scratch, stop_on_signal(lambda: None) as requested:
+        events = start(out=Path(scratch) / "run", should_stop=lambda: requested() is not None)
+        (last,) = deque(events, maxlen=1)
+        raise typer.Exit(128 + signal.SIGINT if isinstance(last, Stopped) else 0)
 
 
 def _result(summary: "Summary | ImageSummary") -> str:
