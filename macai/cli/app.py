@@ -26,6 +26,7 @@ from macai.cli import (
     fuse,
     generate,
     image,
+    plan,
     quickstart,
     recipes,
     report,
@@ -57,6 +58,7 @@ def _add(command: Callable[..., None], to: typer.Typer = app) -> None:
 
 # In the order of `macai --help`, which puts groups last.
 _add(quickstart.quickstart)
+_add(plan.plan)
 _add(train.train)
 _add(report.report)
 _add(generate.generate)
