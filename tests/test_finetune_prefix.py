@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from macai import finetune as finetune_module
 from macai.finetune import finetune
 from macai.models.load import load_model
 from macai.recipe import Adapter, Batch, Optimizer, Recipe, Schedule, Train
@@ -78,7 +77,7 @@ def rows_of_steps(events):
 
 def test_it_is_computed_once_a_batch_and_the_run_is_the_same(run, monkeypatch):
     shared = run("shared")
-    monkeypatch.setattr(finetune_module, "can_share_prefix", lambda model: False)
+    monkeypatch.setattr("macai.finetune.run.can_share_prefix", lambda model: False)
     whole = run("whole")
     assert (shared[0].shared_prefix > 20, whole[0].shared_prefix) == (True, 0)
     assert rows_of_steps(shared) == rows_of_steps(whole)

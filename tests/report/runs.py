@@ -35,6 +35,8 @@ TEXTS: dict[str, Any] = {
     "shared_prefix": 9,
     "real_share": 0.93,
     "workers": 2,
+    "expected_memory_bytes": 1_500_000_000,
+    "available_memory_bytes": 16_000_000_000,
 }
 PICTURES: dict[str, Any] = {
     "train_images": 20,

@@ -33,7 +33,7 @@ def sort_by_nothing(patch):
         return Steps(steps.__getitem__, np.arange(len(steps)))
 
     patch.setattr(batches, "plan_epoch", unsorted)
-    patch.setattr(finetune_module, "plan_epoch", unsorted)
+    patch.setattr("macai.finetune.wanted.plan_epoch", unsorted)
 
 
 def pad_each_row_to_a_width_of_its_own(patch):
@@ -169,7 +169,7 @@ def draw_the_order_from_one_generator(patch):
         return real(lengths, seed=int(rng.integers(1 << 31)), **options)
 
     patch.setattr(batches, "plan_epoch", drawn)
-    patch.setattr(finetune_module, "plan_epoch", drawn)
+    patch.setattr("macai.finetune.wanted.plan_epoch", drawn)
 
 
 def start_the_optimiser_anew(patch):
