@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import HERE
 from benchmarks.training.docstrings import write_splits
-from macai.bench.machine import machine, versions
 from macai.bench.process import measure
 from macai.bench.statistics import student_quantile
+from macai.page.machine import machine, versions
 
 METHODS: dict[str, list[str]] = {
     "lora": [],
