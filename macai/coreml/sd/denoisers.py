@@ -12,6 +12,7 @@ import mlx.core as mx
 from macai.coreml.graph import Pass
 from macai.coreml.passes import PASSES
 from macai.coreml.passes.pictures_first import pictures_and_rows_first, pictures_first
+from macai.coreml.passes.wide_norms import wide_norms
 from macai.coreml.sd.component import Call, Component, Feature, to_first, to_last, wide
 from macai.coreml.sd.form import DTYPES, Configs, Form, text_length, text_names, time_ids
 from macai.diffusion.conditioning import guidance_embedding
@@ -190,7 +191,7 @@ def _residuals(config: DenoiserConfig, latents: tuple[int, int, int]) -> list[tu
 
 def _passes(attention: str) -> Sequence[Pass]:
     if attention == "original":
-        return PASSES
+        return [*PASSES, wide_norms]
     chunk = _CHUNK if attention == "split_einsum_v2" else None
     rows = partial(pictures_and_rows_first, chunk=chunk)
     return [rows if rewrite is pictures_first else rewrite for rewrite in PASSES]
