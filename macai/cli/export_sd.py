@@ -12,6 +12,7 @@ from macai.errors import UsageError
 if TYPE_CHECKING:
     from macai.coreml.sd.manifest import SdManifest
     from macai.coreml.sd.sources import Lora, Sources
+    from macai.coreml.sd.trajectory import Course
     from macai.diffusion.loading import Checkpoint
 
 # Apple's exporter advises to cut larger ones for iOS: README of apple/ml-stable-diffusion.
@@ -29,6 +30,20 @@ ControlNetOption = Annotated[
 FunctionOption = Annotated[
     list[str] | None,
     typer.Option("--function", help="A LoRA as a function: NAME=FILE or NAME=FILE:SCALE."),
+]
+TrajectoryOption = Annotated[
+    int,
+    typer.Option(
+        "--trajectory",
+        min=0,
+        help="Also so many steps from noise, by model and packages: what their errors add up to.",
+    ),
+]
+TrajectoryGuidanceOption = Annotated[
+    float, typer.Option(help="Of --trajectory: what the model is drawn with.")
+]
+TrajectoryPromptOption = Annotated[
+    str | None, typer.Option(help="Of --trajectory: a prompt the model knows.")
 ]
 
 
@@ -64,8 +79,13 @@ def sd(
     bits: Annotated[
         float | None,
         typer.Option(
-            min=2, max=8, help="Of the U-Net's weights: 2, 4, 6, 8, or a mean in between."
+            min=2,
+            max=8,
+            help="Of U-Net's and ControlNets' weights: 2, 4, 6, 8, or a mean in between.",
         ),
+    ] = None,
+    text_bits: Annotated[
+        float | None, typer.Option(min=2, max=8, help="Likewise of the text encoders' weights.")
     ] = None,
     chunk: Annotated[
         float | None,
@@ -78,6 +98,9 @@ def sd(
     timesteps: Annotated[
         int, typer.Option(min=1, max=20, help="How many of 20 steps the U-Net is compared at.")
     ] = 5,
+    trajectory: TrajectoryOption = 0,
+    trajectory_guidance: TrajectoryGuidanceOption = 7.5,
+    trajectory_prompt: TrajectoryPromptOption = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the packages with the model.")
     ] = True,
@@ -87,7 +110,8 @@ def sd(
     """Export Stable Diffusion 1 or 2: packages with the names, inputs and outputs of Apple's own.
 
     Text encoder, U-Net, decoder and encoder are run here, by macai's own runtime, and compared with
-    the model; what does not agree is not kept. Core ML itself is not needed and not asked.
+    the model; what does not agree is not kept. Core ML itself is not needed and not asked. Pictures
+    at the end of a --trajectory are in strip.png.
 
     Example: macai export sd --model ./stable-diffusion-v1-5 --lora ink.safetensors:0.8 --out MySD
     """
@@ -118,9 +142,11 @@ def sd(
         variant=variant,
         form=form,
         bits=bits,
+        text_bits=text_bits,
         most_bytes=int(chunk * 1e6) if chunk else None,
         sizes=[(w, h) for w, h in sizes[1:] if w and h],
         timesteps=timesteps if verify else 0,
+        course=course(trajectory, trajectory_guidance, trajectory_prompt),
     )
     with atomic_directory(out, force=force) as folder, reporting() as progress:
         manifest, report = export_sd(export, folder, progress)
@@ -128,6 +154,13 @@ def sd(
         print(json.dumps({"out": str(out), **manifest.to_json(), "verify": report}))
     else:
         _print(manifest, out, report)
+
+
+def course(steps: int, guidance: float, prompt: str | None) -> "Course | None":
+    """Return the trajectory that is asked for; none of no steps."""
+    from macai.coreml.sd.trajectory import Course
+
+    return Course(steps=steps, guidance=guidance, prompt=prompt) if steps else None
 
 
 def open_sources(

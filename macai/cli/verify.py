@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from macai.cli.export_sd import ControlNetOption, FunctionOption, LoraOption
+from macai.cli.export_sd import (
+    ControlNetOption,
+    FunctionOption,
+    LoraOption,
+    TrajectoryGuidanceOption,
+    TrajectoryOption,
+    TrajectoryPromptOption,
+    course,
+)
 from macai.cli.opening import AdapterOption, RuntimeOption
 
 
@@ -27,14 +35,9 @@ def verify(
         Path | None, typer.Option(help="UTF-8 text to compare on; else one that comes with macai.")
     ] = None,
     positions: Annotated[int, typer.Option(min=8, help="Tokens of it to compare.")] = 128,
-    steps: Annotated[
-        int,
-        typer.Option(
-            "--trajectory",
-            min=0,
-            help="Of Stable Diffusion: also so many steps from noise, by model and packages.",
-        ),
-    ] = 0,
+    trajectory: TrajectoryOption = 0,
+    trajectory_guidance: TrajectoryGuidanceOption = 7.5,
+    trajectory_prompt: TrajectoryPromptOption = None,
     strip: Annotated[
         Path | None, typer.Option(help="The PNG of the pictures at the end of --trajectory.")
     ] = None,
@@ -47,8 +50,8 @@ def verify(
     counts.
 
     A bundle of Stable Diffusion is compared component by component; it wants the LoRAs that were
-    fused, the ControlNets, and the LoRAs of its functions. --trajectory 20 shows what the errors of
-    all steps add up to.
+    fused, the ControlNets, and the LoRAs of its functions. Of one that does not agree the first
+    block that departs is told; --json has all of them.
 
     Where the package has a slot, the adapter is loaded into it: a folder of macai train, or the
     file of macai export adapter.
@@ -58,7 +61,8 @@ def verify(
     from macai.coreml.sd.manifest import is_sd_bundle
 
     if is_sd_bundle(package):
-        options = {"steps": steps, "strip": strip}
+        way = course(trajectory, trajectory_guidance, trajectory_prompt)
+        options = {"course": way, "strip": strip}
         _verify_sd(package, against, (lora, controlnet, function), options, as_json=as_json)
         return
     from macai.catalog import locate_model

@@ -1,13 +1,14 @@
 """What a model's matrices are multiplied with, on text: second moments of the inputs."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+
+from macai.coreml.watch import watching
 
 Moments = dict[str, np.ndarray]
 
@@ -36,7 +37,7 @@ def input_moments(model: nn.Module, batches: Iterable[mx.array]) -> Moments:
     counts: dict[str, int] = {}
     last: list[mx.array] = []  # the input of the last product, and its moments
 
-    def seen(module: nn.Module, x: mx.array) -> None:
+    def seen(module: nn.Module, x: mx.array, _: mx.array) -> None:
         path = paths.get(id(module))
         if path is None:
             return
@@ -46,30 +47,8 @@ def input_moments(model: nn.Module, batches: Iterable[mx.array]) -> Moments:
         sums[path] = sums[path] + last[1] if path in sums else last[1]
         counts[path] = counts.get(path, 0) + x.size // x.shape[-1]
 
-    with _watched(seen):
+    with watching([(nn.Linear, "__call__"), (nn.Embedding, "as_linear")], seen):
         for batch in batches:
             mx.eval(model(batch), sums)
             last.clear()
     return {path: np.array(total / counts[path]) for path, total in sums.items()}
-
-
-@contextlib.contextmanager
-def _watched(seen: Callable[[nn.Module, mx.array], None]) -> Iterator[None]:
-    """Call `seen` with module and input of each product with a Linear's or Embedding's weight."""
-    places = [(nn.Linear, "__call__"), (nn.Embedding, "as_linear")]
-    originals = [getattr(owner, name) for owner, name in places]
-
-    def watched(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-        def call(self: nn.Module, x: mx.array) -> mx.array:
-            seen(self, x)
-            return original(self, x)
-
-        return call
-
-    try:
-        for (owner, name), original in zip(places, originals, strict=True):
-            setattr(owner, name, watched(original))
-        yield
-    finally:
-        for (owner, name), original in zip(places, originals, strict=True):
-            setattr(owner, name, original)

@@ -124,19 +124,10 @@ def _gathered(package: Package, found: dict[str, dict[str, float]], tokens: int)
 def _weights(function: Function) -> Iterator[tuple[int, str]]:
     """Yield address and name of the weights of a function, as they come; "" of what has none."""
     for operation in function.operations:
-        address = _stored(operation)
+        address = operation.stored_at
         if address is not None:
             name = next(iter(operation.outputs))
             yield address, name if operation.type == "const" and name.endswith(_ENDS) else ""
-
-
-def _stored(operation: Any) -> int | None:
-    """The address of the first weight in the file that an operation is made of."""
-    for arguments in operation.inputs.values():
-        for argument in arguments:
-            if not isinstance(argument, str) and argument.stored_at is not None:
-                return int(argument.stored_at)
-    return None
 
 
 def _places(function: Function, names: Mapping[int, tuple[int, str]]) -> dict[str, Place]:
@@ -149,7 +140,7 @@ def _places(function: Function, names: Mapping[int, tuple[int, str]]) -> dict[st
     places: dict[str, Place] = {}
     last = -1
     for operation in function.operations:
-        address = _stored(operation)
+        address = operation.stored_at
         if address is not None:
             numbers |= dict.fromkeys(operation.outputs, names[address][0])
             continue

@@ -59,12 +59,14 @@ class Frame:
     Attributes:
         values: A place for every value of the function.
         peaks: Filled with the largest magnitude of each value declared fp16, by its name, if given.
+        kept: Its keys are names of values, which it is filled with, if given.
     """
 
     values: list[Any]
     states: StateBuffers
     overflows: list[Overflow] = field(default_factory=list)
     peaks: dict[str, float] | None = None
+    kept: dict[str, np.ndarray] | None = None
 
     def note(self, name: str, array: np.ndarray) -> None:
         """Keep the largest magnitude of a value."""

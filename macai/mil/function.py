@@ -93,6 +93,7 @@ class Function:
         state: dict[str, np.ndarray] | None = None,
         precision: Precision = "fp32",
         peaks: dict[str, float] | None = None,
+        kept: dict[str, np.ndarray] | None = None,
     ) -> Result:
         """Run the function.
 
@@ -104,6 +105,8 @@ class Function:
                 "fp16" every value that is declared fp16 is.
             peaks: Filled with the largest magnitude of each value declared fp16, by its name; what
                 is there is kept where it is larger. The whole of a state is no such value.
+            kept: Filled with values by their names: those that it has keys of. Others than the
+                results of operations on inputs are left as they are.
 
         Raises:
             PackageError: an input or state that is missing, unknown or of the wrong shape or type,
@@ -112,7 +115,7 @@ class Function:
         plan = self.prepare(precision)
         given = self._checked_inputs(inputs, rounds=precision == "fp16")
         states = StateBuffers(self._checked_state(state))
-        frame = Frame([None] * plan.places, states, peaks=peaks)
+        frame = Frame([None] * plan.places, states, peaks=peaks, kept=kept)
         for name, place in plan.inputs.items():
             frame.values[place] = given[name]
         with np.errstate(all="ignore"):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from macai.errors import PackageError, UnsupportedMilOpError
 from macai.mil.call import Call, all_finite, make_call
 from macai.mil.finish import finisher
@@ -273,6 +275,8 @@ class _Planner:
                     found.append(Overflow(operation.name, operation.type, name, not_finite))
                 if frame is not None and frame.peaks is not None and name in noted:
                     frame.note(name, value)
+                if frame is not None and frame.kept is not None and name in frame.kept:
+                    frame.kept[name] = np.array(value)
                 finished.append(value)
             return finished
 

@@ -40,6 +40,13 @@ class Operation:
         """The values each parameter is bound to by name."""
         return {k: tuple(a for a in v if isinstance(a, str)) for k, v in self.inputs.items()}
 
+    @property
+    def stored_at(self) -> int | None:
+        """Where in the file of weights the first is that it is made of; None if it has none."""
+        values = (a for arguments in self.inputs.values() for a in arguments)
+        places = (a.stored_at for a in values if not isinstance(a, str))
+        return next((place for place in places if place is not None), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -32,10 +32,13 @@ from macai.coreml.sd.form import (
 from macai.coreml.sd.golden import write_golden
 from macai.coreml.sd.manifest import PackageInfo, SdManifest
 from macai.coreml.sd.preflight import preflight
-from macai.coreml.sd.proof import Trial, let_go, summary, with_palettes
+from macai.coreml.sd.proof import summary, with_palettes
 from macai.coreml.sd.runner import Runner
 from macai.coreml.sd.sources import Sources
+from macai.coreml.sd.trajectory import Course
+from macai.coreml.sd.trial import Trial, let_go
 from macai.diffusion.fingerprint import fingerprint
+from macai.diffusion.images import write_picture
 from macai.diffusion.loading import Checkpoint
 from macai.diffusion.models.autoencoder_kl import AutoencoderKLConfig
 from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig
@@ -45,6 +48,7 @@ from macai.mil import open_package
 from macai.models.arrays import named_arrays
 
 RESOURCES, METADATA = "Resources", "metadata"
+STRIP = "strip.png"
 _TEMPLATES = Path(__file__).parent / "templates"
 _COMPUTE_UNIT = {"cpuAndGPU": "CPU_AND_GPU", "cpuAndNeuralEngine": "CPU_AND_NE"}
 
@@ -61,11 +65,14 @@ class SdExport:
         name: What the manifest calls it.
         variant: Which files of the checkpoint's folder it was opened with.
         form: What of the packages can be chosen.
-        bits: Of the U-Net's weights in tables of few values, 2, 4, 6, 8 or a mean in between; None
-            rounds them to float16 alone.
+        bits: Of weights of U-Net and ControlNets in tables of few values, 2, 4, 6, 8 or a mean in
+            between; None rounds them to float16 alone.
+        text_bits: Likewise of the text encoders'.
         most_bytes: A U-Net whose weights take more is cut into two packages.
         sizes: Width and height of other pictures: a function of each package.
         timesteps: How many the U-Net is compared at; 0 compares nothing.
+        course: From noise to latents, taken by model and packages; its end is in STRIP. None takes
+            none.
     """
 
     sources: Sources
@@ -73,9 +80,11 @@ class SdExport:
     variant: str | None = None
     form: Form = field(default_factory=Form)
     bits: float | None = None
+    text_bits: float | None = None
     most_bytes: int | None = None
     sizes: Sequence[tuple[int, int]] = ()
     timesteps: int = 5
+    course: Course | None = None
 
 
 def export_sd(
@@ -90,12 +99,20 @@ def export_sd(
         UsageError: a size the model has not.
     """
     for variant in variants.variants(export.form, export.sizes, {}):
-        preflight(export.sources.checkpoint.configs, variant.form)
-    if export.bits is not None:
-        export = replace(
-            export, sources=with_palettes(export.sources, export.form, export.bits, progress)
-        )
-    trial = Trial(export.sources, export.form, export.sizes, export.timesteps)
+        configs = export.sources.checkpoint.configs
+        preflight(configs, variant.form, text_bits=export.text_bits)
+    if export.bits is not None or export.text_bits is not None:
+        bits = {"bits": export.bits, "text_bits": export.text_bits}
+        sources = with_palettes(export.sources, export.form, **bits, progress=progress)
+        export = replace(export, sources=sources)
+    trial = Trial(
+        export.sources,
+        export.form,
+        export.sizes,
+        export.timesteps,
+        course=export.course if export.timesteps else None,
+        progress=progress,
+    )
     resources = folder / RESOURCES
     resources.mkdir()
     reports: dict[str, Report] = {}
@@ -109,7 +126,7 @@ def export_sd(
             for path in paths:
                 name = path.relative_to(resources).with_suffix("").as_posix()
                 packages[name] = _info(component, path, folder)
-            reports |= trial.compare(component, Runner(paths), progress)
+            reports |= trial.compare(component, Runner(paths))
     progress("building packages", len(groups), len(groups))
     manifest = _manifest(export, packages)
     _write_rest(export, manifest, folder)
@@ -117,7 +134,9 @@ def export_sd(
         write_golden(trial.golden, folder)
     if not reports:
         return manifest, {}
-    report = summary(reports)
+    if trial.strip is not None:
+        write_picture(folder / STRIP, trial.strip)
+    report = summary(reports, trial.trajectory)
     write_json(folder / "verify.json", report)
     if report["problems"]:
         raise ExportError(
@@ -222,7 +241,7 @@ def _manifest(export: SdExport, packages: dict[str, PackageInfo]) -> SdManifest:
         compute_units=COMPUTE_UNITS[export.form.attention],
         minimum_os=dict(variants.MINIMUM_OS if functions else oldest),
         functions=functions,
-        palettes=dict(export.sources.palettes),
+        palettes={name: dict(bits) for name, bits in export.sources.palettes.items()},
     )
 
 

@@ -56,7 +56,8 @@ class SdManifest:
         guidance: That is in the U-Net of an LCM; None for all others.
         functions: Of each package besides main: "width", "height" and "lora", None or what
             "loras" of `source` say of one; by name.
-        palettes: Bits of the U-Net's weights by their modules' paths; others have all of theirs.
+        palettes: Bits of weights by their layers' paths, by "unet", "text_encoder" or
+            "controlnet/NAME"; others have all of theirs.
     """
 
     name: str
@@ -76,7 +77,7 @@ class SdManifest:
     minimum_os: dict[str, str]
     guidance: float | None = None
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    palettes: dict[str, int] = field(default_factory=dict)
+    palettes: dict[str, dict[str, int]] = field(default_factory=dict)
     kind: str = KIND
     contract: int = CONTRACT
 

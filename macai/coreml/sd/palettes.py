@@ -1,7 +1,7 @@
-"""Weights of a U-Net in tables of few values: which bits each gets, by its module's path.
+"""Weights in tables of few values: which bits each gets, by its path in its module.
 
-A mean number of bits is spent where it matters most: what each matrix at 4 bits does to the U-Net's
-output is measured, one at a time, and what other bits would do follows from their errors.
+A mean number of bits is spent where it matters most: what each matrix at 4 bits does to a module's
+outputs is measured, one at a time, and what other bits would do follows from their errors.
 """
 
 import time
@@ -24,7 +24,10 @@ BITS = (2, 4, 6, 8)
 BUDGET_SECONDS = 180.0
 _MEASURED_AT = 4
 # Small, and every step of a trajectory carries on what is rounded in them.
-_LEFT_OUT = ("conv_in", "conv_out", "time_embedding", "add_embedding", "encoder_hid_proj")
+_LEFT_OUT = (
+    "conv_in", "conv_out", "time_embedding", "add_embedding", "encoder_hid_proj",
+    "controlnet_cond_embedding",
+)  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,7 +68,7 @@ def choose(
     """Return the bits of each weight by path.
 
     Args:
-        module: The U-Net, in float32; it is left as it was.
+        module: A U-Net, a ControlNet or a text encoder in float32; it is left as it was.
         component: What runs it.
         samples: Inputs it is tried with.
         bits_per_weight: 2, 4, 6 or 8 for all weights alike, or a mean in between.
@@ -109,9 +112,9 @@ def _costs(
     budget_seconds: float,
     progress: Progress,
 ) -> dict[str, dict[float, float]]:
-    """Return what each number of bits adds to the squared error of the output."""
+    """Return what each number of bits adds to the squared errors of the outputs."""
     known = layers(module)
-    wanted = [result["noise_pred"] for result in reference(component, module, samples)]
+    wanted = reference(component, module, samples)
     began = time.perf_counter()
     measured: dict[str, float] = {}
     paths = sorted(known, key=lambda path: -known[path].weight.size)
@@ -127,8 +130,9 @@ def _costs(
         measured[path] = float(
             np.mean(
                 [
-                    np.square(r["noise_pred"] - w).mean()
-                    for r, w in zip(results, wanted, strict=True)
+                    np.square(result[name] - array).mean()
+                    for result, one in zip(results, wanted, strict=True)
+                    for name, array in one.items()
                 ]
             )
         )

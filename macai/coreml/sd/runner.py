@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from macai.errors import PackageError
-from macai.mil import Package, open_package
+from macai.mil import Function, Package, open_package
 from macai.mil.function import Result
 
 Precision = Literal["fp32", "fp16"]
@@ -30,26 +30,44 @@ class Runner:
         *,
         precision: Precision = "fp32",
         function: str = "main",
+        kept: dict[tuple[int, str], np.ndarray] | None = None,
     ) -> Result:
         """Run it; outputs are the last part's.
+
+        Args:
+            inputs: By name.
+            precision: See mil.Function.run.
+            function: Of each part.
+            kept: Filled with values by the part's number and their names, those it has keys of.
 
         Raises:
             PackageError: there is no such function, or it cannot be run on these inputs.
         """
         have, outputs, overflows = dict(inputs), {}, []
+        for number, own in enumerate(self.parts(function)):
+            given = {name: have[name] for name in own.inputs if name in have}
+            names = {name: array for (part, name), array in (kept or {}).items() if part == number}
+            result = own.run(given, precision=precision, kept=names)
+            if kept is not None:
+                kept |= {(number, name): array for name, array in names.items()}
+            outputs = result.outputs
+            have |= outputs
+            overflows += result.overflows
+        return Result(outputs, overflows)
+
+    def parts(self, function: str = "main") -> list[Function]:
+        """Return a function of each part.
+
+        Raises:
+            PackageError: there is no such function.
+        """
         for package in self._packages:
             if function not in package.functions:
                 raise PackageError(
                     f"{package.path}: no function {function} in it",
                     hint=f"it has {', '.join(package.functions)}",
                 )
-            own = package.functions[function]
-            given = {name: have[name] for name in own.inputs if name in have}
-            result = own.run(given, precision=precision)
-            outputs = result.outputs
-            have |= outputs
-            overflows += result.overflows
-        return Result(outputs, overflows)
+        return [package.functions[function] for package in self._packages]
 
 
 def in_batches(

@@ -7,11 +7,7 @@ import numpy as np
 from macai.coreml.sd.component import Component
 from macai.diffusion.tokenizer import ClipTokenizer
 
-PROMPTS = (
-    "",
-    "a photo of an astronaut riding a horse on mars, highly detailed",
-    "a very long prompt " * 30,
-)
+PROMPT = "a photo of an astronaut riding a horse on mars, highly detailed"
 STEPS = 20  # of the trajectory whose times are tried
 
 Arrays = dict[str, np.ndarray]
@@ -29,6 +25,7 @@ class Samples:
         channels: int = 4,
         train_timesteps: int = 1000,
         timesteps: int = 5,
+        prompt: str | None = None,
     ) -> None:
         """Describe the model.
 
@@ -39,7 +36,9 @@ class Samples:
             channels: Of latents.
             train_timesteps: How many there are.
             timesteps: How many of a trajectory's 20 are tried.
+            prompt: What the U-Net is told, beside an empty prompt; None is PROMPT.
         """
+        self._prompts = ("", PROMPT if prompt is None else prompt, "a very long prompt " * 30)
         self._tokenizers, self._factor, self._scale = tokenizers, factor, scaling_factor
         chosen = np.linspace(STEPS - 1, 0, min(timesteps, STEPS)).round().astype(int)
         # The spacing that diffusers calls leading, with an offset of 1, as Stable Diffusion has it.
@@ -57,7 +56,7 @@ class Samples:
             return [self._noisy(component, t) | self._shown(shapes) for t in self.timesteps]
         match component.name:
             case "TextEncoder" | "TextEncoder2":
-                ids = self._tokenizers[component.name].ids(PROMPTS).astype(np.float32)
+                ids = self._tokenizers[component.name].ids(self._prompts).astype(np.float32)
                 return [{"input_ids": row[None]} for row in ids]
             case "Unet":
                 return [self._noisy(component, t) for t in self.timesteps]

@@ -52,14 +52,15 @@ class Sources:
         loras: Fused in this order.
         controlnets: In the order in which an app names them.
         adapters: LoRAs that are not fused but functions of the packages, by their names.
-        palettes: Bits of the U-Net's weights by path, once LoRAs are fused: see palettes.py.
+        palettes: Bits of weights by path, once LoRAs are fused, by `module_of` of a component: see
+            palettes.py.
     """
 
     checkpoint: Checkpoint
     loras: Sequence[Lora] = ()
     controlnets: Sequence[ControlNet] = ()
     adapters: Mapping[str, Lora] = field(default_factory=dict)
-    palettes: Mapping[str, int] = field(default_factory=dict)
+    palettes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def components(self, form: Form) -> list[Component]:
         """Return the packages; see components.components."""
@@ -68,6 +69,11 @@ class Sources:
 
     def load(self, component: Component) -> nn.Module:
         """Return the module that a component is made of, in float32, LoRAs and palettes in it."""
+        module = self._unrounded(component)
+        apply_palettes(module, self.palettes.get(module_of(component), {}))
+        return module
+
+    def _unrounded(self, component: Component) -> nn.Module:
         for net in self.controlnets:
             if component.name == f"controlnet/{net.name}":
                 return net.checkpoint.load("controlnet", dtype="float32")
@@ -75,9 +81,12 @@ class Sources:
         module = self.checkpoint.load(part, dtype="float32")
         if self.loras and part != "vae":
             fuse({part: module}, [(lora.content, lora.scale) for lora in self.loras])
-        if part == "unet":
-            apply_palettes(module, self.palettes)
         return module
+
+
+def module_of(component: Component) -> str:
+    """Return what a component's module is called: what diffusers calls it, or "controlnet/NAME"."""
+    return component.name if component.part == "controlnet" else component.part
 
 
 def swift_name(name: str) -> str:

@@ -3,7 +3,8 @@
 Errors of a step are carried on by all that follow, so this sees what comparing calls does not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,6 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.sd.component import Component
-from macai.coreml.sd.manifest import SdManifest
 from macai.coreml.sd.runner import Runner, in_batches
 from macai.coreml.sd.samples import Arrays
 from macai.coreml.sd.verify import PRECISIONS, cosine, psnr, reference
@@ -20,8 +20,6 @@ from macai.diffusion.latents import drawing
 from macai.diffusion.random import Noise
 from macai.diffusion.schedulers import make_scheduler
 
-STEPS = 20
-GUIDANCE = 7.5
 LEAST_COSINE = 0.999
 """Of the latents after each step, in both arithmetics."""
 
@@ -29,18 +27,49 @@ Run = Callable[[Arrays], np.ndarray]
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Which way is taken from noise.
+
+    Attributes:
+        steps: Of the package's own scheduler; the model's, where it does not predict noise.
+        guidance: Classifier-free; an LCM has its own in it. What a model is drawn with: with more
+            than it bears, its colours leave their range and errors grow.
+        prompt: One the model knows; None is a photo of an astronaut.
+    """
+
+    steps: int = 20
+    guidance: float = 7.5
+    prompt: str | None = None
+
+
 class Trajectory:
     """The model's latents after each step, and the packages' beside them."""
 
-    def __init__(self, manifest: SdManifest, told: Arrays, *, steps: int = STEPS) -> None:
+    def __init__(
+        self,
+        course: Course,
+        unet: Component,
+        told: Arrays,
+        *,
+        scheduler: Mapping[str, Any],
+        channels: int,
+        is_guided: bool,
+    ) -> None:
         """Describe it.
 
         Args:
-            manifest: The bundle's.
+            course: Which one.
+            unet: The package.
             told: What the U-Net is told of a negative prompt and a prompt, a row each.
-            steps: Of the package's own scheduler; the model's, where it does not predict noise.
+            scheduler: The model's scheduler_config.json.
+            channels: Of latents.
+            is_guided: Whether the guidance is not in the U-Net already.
         """
-        self._manifest, self._told, self._steps = manifest, told, steps
+        self._course, self._told, self._scheduler = course, told, scheduler
+        self._guidance = course.guidance if is_guided else 1.0
+        self._batch, self._channels, *self._size = unet.inputs["sample"].shape
+        self._latent_channels = channels
         self._wanted: list[np.ndarray] = []
         self.finals: dict[str, np.ndarray] = {}
         """The last latents [1, 4, h, w] by "model", "fp32", "fp16"."""
@@ -62,7 +91,7 @@ class Trajectory:
             "steps", "guidance"; by precision "cosine" after each step, and "psnr" of the last
             latents in dB; "problems" in words.
         """
-        report: dict[str, Any] = {"steps": self._steps, "guidance": self._guidance}
+        report: dict[str, Any] = {"steps": self._course.steps, "guidance": self._guidance}
         problems = []
         for precision in PRECISIONS:
 
@@ -84,33 +113,28 @@ class Trajectory:
                 )
         return report | {"problems": problems}
 
-    @property
-    def _guidance(self) -> float:
-        """An LCM has its own in it."""
-        return GUIDANCE if self._manifest.guidance is None else 1.0
-
     def _latents(self, run: Run, what: str, progress: Progress) -> Iterator[np.ndarray]:
-        manifest = self._manifest
-        _, latents, h, w = manifest.packages["VAEDecoder"].inputs["z"]["shape"]
-        behind = self._behind(latents, h, w)
+        h, w = self._size
+        behind = self._behind(h, w)
 
         def predict(sample: mx.array, timestep: float, done: tuple[float, float]) -> mx.array:
             seen = np.concatenate([np.array(sample).transpose(0, 3, 1, 2), *behind], axis=1)
-            rows = in_batches(run, seen, timestep, self._told, batch=manifest.batch)
+            rows = in_batches(run, seen, timestep, self._told, batch=self._batch)
             output = rows[:1] + self._guidance * (rows[1:] - rows[:1])
             return mx.array(np.ascontiguousarray(output.transpose(0, 2, 3, 1)))
 
-        own = manifest.prediction_type != "epsilon"
-        scheduler = make_scheduler("ddim" if own else "swift", manifest.scheduler)
-        scheduler.set_timesteps(self._steps)
+        own = self._scheduler.get("prediction_type", "epsilon") != "epsilon"
+        scheduler = make_scheduler("ddim" if own else "swift", self._scheduler)
+        scheduler.set_timesteps(self._course.steps)
         noise = drawing([Noise("numpy", 0)])
-        start = mx.array(noise((1, h, w, latents))) * scheduler.init_noise_sigma
+        start = mx.array(noise((1, h, w, self._latent_channels))) * scheduler.init_noise_sigma
         for step in denoise(predict, scheduler, start, noise=noise):
             progress(what, step.done, step.total)
             yield np.array(step.latents).transpose(0, 3, 1, 2)
 
-    def _behind(self, latents: int, h: int, w: int) -> list[np.ndarray]:
+    def _behind(self, h: int, w: int) -> list[np.ndarray]:
         """What an inpainting U-Net sees behind the latents: a mask of ones, and zeros."""
-        if self._manifest.unet_inputs()["sample"]["shape"][1] == latents:
+        if self._channels == self._latent_channels:
             return []
-        return [np.ones((1, 1, h, w), np.float32), np.zeros((1, latents, h, w), np.float32)]
+        zeros = np.zeros((1, self._latent_channels, h, w), np.float32)
+        return [np.ones((1, 1, h, w), np.float32), zeros]

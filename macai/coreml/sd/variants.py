@@ -5,7 +5,7 @@ one `functionName`. A weight is stored once, whoever uses it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -58,12 +58,19 @@ class Variant:
         if own is module:
             return made
         dtype = DTYPES[component.precision]
-        places = adapted(own)
-        for layer in places.values():
+        for layer in adapted(own).values():
             for branch in layer.branches:
                 branch.update(tree_map(lambda x: x.astype(dtype), branch.parameters()))
         mx.eval(own.parameters())
-        return replace(made, named=lambda path: _shared_name(path, places, self.function))
+        return replace(made, named=self.named(own))
+
+    def named(self, module: nn.Module) -> Callable[[str], str]:
+        """Return what gives a weight's name in the package, by its path in this function's module.
+
+        That is the path in the plain module; a LoRA's has its function before it.
+        """
+        places = adapted(module)
+        return lambda path: _shared_name(path, places, self.function)
 
 
 def variants(

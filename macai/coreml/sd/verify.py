@@ -44,20 +44,24 @@ def compare(
 
     Returns:
         "outputs": by name and precision the least "psnr" in dB and "cosine" of all samples;
-        "overflows": operations that made infinities in float16; "samples"; "problems" in words.
+        "overflows": operations that made infinities in float16; "samples", how many; "worst", the
+        number of the sample that comes least close; "problems" in words.
     """
     outputs: dict[str, dict[str, dict[str, float]]] = {n: {} for n in component.outputs}
     overflows, done, total = 0, 0, len(samples) * len(PRECISIONS)
+    least = [np.inf] * len(samples)
     for precision in PRECISIONS:
-        for sample, wanted in zip(samples, references, strict=True):
+        for number, (sample, wanted) in enumerate(zip(samples, references, strict=True)):
             result = runner.run(sample, precision=precision, function=function)
             overflows += len(result.overflows)
             for name, array in wanted.items():
-                _note(outputs[name], precision, result.outputs[name], array)
+                near = _note(outputs[name], precision, result.outputs[name], array)
+                least[number] = min(least[number], near - LEAST_PSNR[precision])
             done += 1
             progress(f"comparing {component.name}", done, total)
     return {
         "samples": len(samples),
+        "worst": int(np.argmin(least)),
         "outputs": outputs,
         "overflows": overflows,
         "problems": _problems(outputs, overflows),
@@ -84,10 +88,12 @@ def cosine(got: np.ndarray, wanted: np.ndarray) -> float:
 
 def _note(
     found: dict[str, dict[str, float]], precision: str, got: np.ndarray, wanted: np.ndarray
-) -> None:
+) -> float:
+    """Keep the least of what is found; return this one's PSNR."""
     now = {"psnr": psnr(got, wanted), "cosine": cosine(got, wanted)}
     before = found.get(precision, now)
     found[precision] = {key: min(before[key], now[key]) for key in now}
+    return now["psnr"]
 
 
 def _problems(

@@ -76,7 +76,9 @@ def export_tiny(
     sizes=(),
     most_bytes=None,
     bits=None,
+    text_bits=None,
     timesteps=2,
+    course=None,
     **form,
 ):
     """Export without a command line; return what export_sd returns."""
@@ -88,7 +90,9 @@ def export_tiny(
         sizes=sizes,
         most_bytes=most_bytes,
         bits=bits,
+        text_bits=text_bits,
         timesteps=timesteps,
+        course=course,
     )
     return export_sd(wanted, folder)
 

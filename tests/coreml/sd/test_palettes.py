@@ -4,7 +4,8 @@ import pytest
 from macai.coreml.sd.form import Form
 from macai.coreml.sd.manifest import read_sd_manifest
 from macai.coreml.sd.palettes import apply_palettes, choose, layers
-from macai.coreml.sd.proof import Trial, verify_sd, with_palettes
+from macai.coreml.sd.proof import verify_sd, with_palettes
+from macai.coreml.sd.trial import Trial
 from macai.coreml.sd.verify import psnr, reference
 from macai.errors import UsageError
 from macai.mil import open_package
@@ -37,10 +38,10 @@ def tried(wider):
 def test_a_package_has_the_palettes_and_is_what_the_rounded_model_is(wider, tmp_path, attention):
     manifest, report = export_tiny(wider, tmp_path / "b", bits=4, attention=attention, timesteps=1)
     assert report["passed"]
-    assert set(manifest.palettes.values()) == {4}
+    assert set(manifest.palettes["unet"].values()) == {4}
     package = open_package(tmp_path / "b/Resources/Unet.mlpackage")
     kinds = [op.type for op in package.functions["main"].operations]
-    assert kinds.count("constexpr_lut_to_dense") == len(manifest.palettes)
+    assert kinds.count("constexpr_lut_to_dense") == len(manifest.palettes["unet"])
     assert package.specification_version == 7
     assert read_sd_manifest(tmp_path / "b").palettes == manifest.palettes
     assert verify_sd(manifest, tmp_path / "b", sources(wider), timesteps=1)["passed"]
@@ -53,7 +54,7 @@ def test_functions_share_palettes_of_the_newer_form(wider, tmp_path):
     package = open_package(tmp_path / "b/Resources/Unet.mlpackage")
     assert package.specification_version == 9
     one = sum(op.type.startswith("constexpr") for op in package.functions["main"].operations)
-    assert one == len(manifest.palettes)
+    assert one == len(manifest.palettes["unet"])
 
 
 @pytest.mark.slow
@@ -90,5 +91,5 @@ def test_bits_and_paths_that_there_are_not_are_refused(wider, tried):
         choose(module, component, samples, 9)
     with pytest.raises(UsageError, match="no weight is at conv_in"):
         apply_palettes(module, {"conv_in": 4})
-    own = with_palettes(sources(wider), Form(), 2, lambda *_: None)
-    assert set(own.palettes.values()) == {2}
+    own = with_palettes(sources(wider), Form(), bits=2)
+    assert set(own.palettes["unet"].values()) == {2}
