@@ -53,12 +53,25 @@ def run(
     negative: Annotated[str, typer.Option(help="What the picture keeps away from.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="From noise to the picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly a picture follows --prompt.")] = 7.5,
+    image: Annotated[
+        Path | None, typer.Option(help="Of Stable Diffusion: a picture to start from.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="How much of the way from noise to --image is gone, to 1.")
+    ] = 0.8,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where a U-Net for inpainting makes --image anew.")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="A picture for the bundle's ControlNet: PICTURE, or NAME=PICTURE."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Let an exported package reply to one prompt: by macai's own runtime, in numpy, or by Core ML.
 
     A bundle of Stable Diffusion makes a picture of it, with tokens, noise and scheduler of Apple's
-    Swift package.
+    Swift package; from a picture with --image, with a ControlNet in the bundle and --control.
 
     Example: macai run MyModel --prompt "wake me at half six tomorrow"
     """
@@ -70,7 +83,18 @@ def run(
         options = {"negative": negative, "steps": steps, "guidance": guidance, "seed": seed or 0}
         if adapter is not None:
             options["function"] = adapter
-        run_sd(package, read_prompt(prompt), out, options, as_json=as_json)
+        if image is not None:
+            options["strength"] = strength
+        run_sd(
+            package,
+            read_prompt(prompt),
+            out,
+            options,
+            image=image,
+            mask=mask,
+            controls=control or [],
+            as_json=as_json,
+        )
         return
     import mlx.core as mx
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -84,3 +85,37 @@ def test_the_command_writes_a_picture_and_replaces_none(macai, model, tmp_path):
     assert (again.code, "exists already" in again.err) == (1, True)
     out.unlink()
     assert json.loads(macai(*options, "--json").out)["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_picture_starts_from_one_of_any_size_and_its_mask(macai, tmp_path):
+    model, bundle = tiny_pipeline_dir(tmp_path / "m", in_channels=9), tmp_path / "bundle"
+    export_tiny(model, bundle, timesteps=0)
+    grey = np.full((50, 40, 3), 90, np.uint8)
+    Image.fromarray(grey).save(tmp_path / "photo.png")
+    Image.fromarray(grey[..., 0] * 2).save(tmp_path / "mask.png")
+    options = ["run", bundle, "--prompt", "an apple", "--steps", 2, "--out", tmp_path / "a.png"]
+    photo = ["--image", tmp_path / "photo.png", "--strength", 1]
+    result = macai(*options, *photo, "--mask", tmp_path / "mask.png", "--json")
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert (told["strength"], told["mask"]) == (1.0, str(tmp_path / "mask.png"))
+    (tmp_path / "a.png").unlink()
+    refused = macai(*options, "--control", tmp_path / "photo.png")
+    assert (refused.code, "which ControlNet?" in refused.err) == (1, True)
+
+
+@pytest.mark.slow
+def test_the_way_from_noise_is_compared_and_shown_when_asked(macai, model, tmp_path):
+    out = tmp_path / "bundle"
+    way = ["--trajectory", 4, "--trajectory-guidance", 3, "--trajectory-prompt", "an apple"]
+    options = ["--model", model, "--out", out, "--timesteps", 1]
+    result = macai("export", "sd", *options, *way)
+    assert result.code == 0, result.err
+    assert "trajectory   fp16  least cosine 0.99" in result.out
+    course = json.loads((out / "verify.json").read_text())["trajectory"]
+    assert (course["steps"], course["guidance"]) == (4, 3.0)
+    with Image.open(out / "strip.png") as strip:
+        assert strip.size == (4 * 32, 32)
+    again = macai("verify", out, "--against", model, *way, "--json")
+    assert json.loads(again.out)["trajectory"] == course

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from macai.coreml.sd.manifest import read_sd_manifest
-from macai.coreml.sd.picture import SdBundle, Wanted, make_picture
+from macai.coreml.sd.opened import SdBundle
+from macai.coreml.sd.picture import Wanted, make_picture
 from macai.coreml.sd.verify import psnr
 from macai.diffusion.loading import open_checkpoint
 from macai.diffusion.parts import Parts
