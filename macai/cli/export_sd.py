@@ -36,7 +36,7 @@ TrajectoryOption = Annotated[
     typer.Option(
         "--trajectory",
         min=0,
-        help="Also so many steps from noise, by model and packages: what their errors add up to.",
+        help="Of Stable Diffusion: also so many steps from noise, by model and packages.",
     ),
 ]
 TrajectoryGuidanceOption = Annotated[

@@ -60,8 +60,9 @@ def run_sd(
     if as_json:
         files = {"image": image, "mask": mask}
         given = {name: str(file) for name, file in files.items() if file is not None}
-        given |= {"controls": controls} if controls else {}
-        told = {"out": str(out), "prompt": prompt, **options, **given}
+        told: dict[str, Any] = {"out": str(out), "prompt": prompt, **options, **given}
+        if controls:
+            told["controls"] = controls
         print(json.dumps(told, ensure_ascii=False))
     else:
         print(f"{out}  seed {options['seed']}")

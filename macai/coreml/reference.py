@@ -10,6 +10,7 @@ from macai.coreml.ops import FAMILIES, OPS, Entry
 from macai.coreml.passes import PASSES
 from macai.coreml.passes.channels_first import channels_first
 from macai.coreml.passes.constants import COMPUTE
+from macai.coreml.passes.wide_norms import wide_norms
 
 _HEAD = """\
 # What can be exported
@@ -38,7 +39,8 @@ def _family(module: ModuleType) -> str:
 
 
 def _passes() -> str:
-    passes = (*PASSES, channels_first)  # the last one for the profile ane alone
+    # The last two for U-Nets on a GPU, and for the profile ane.
+    passes = (*PASSES, wide_norms, channels_first)
     modules = list(dict.fromkeys(inspect.getmodule(rewrite) for rewrite in passes))
     rows = [f"| `{m.__name__.rpartition('.')[2]}` | {_summary(m)} |" for m in modules if m]
     return "## Passes\n\n" + "\n".join(["| pass | what it does |", "|---|---|", *rows]) + "\n"

@@ -57,7 +57,9 @@ class ReferenceRunner:
     def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run one function on the state."""
         precision = "fp16" if self._precision == "fp16" else "fp32"
-        noted = {} if self._peaks is None else {"peaks": self._peaks.setdefault(function, {})}
+        noted: dict[str, Any] = {}
+        if self._peaks is not None:
+            noted["peaks"] = self._peaks.setdefault(function, {})
         result = self._package.functions[function].run(
             inputs,
             state=self._state,

@@ -81,7 +81,7 @@ class Trajectory:
             (result,) = reference(component, module, [inputs])
             return result["noise_pred"]
 
-        self._wanted = list(self._latents(run, "the model's trajectory", progress))
+        self._wanted = list(self.latents(run, "the model's trajectory", progress))
         self.finals["model"] = self._wanted[-1]
 
     def of_packages(self, runner: Runner, progress: Progress) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Trajectory:
 
             cosines = []
             for wanted, got in zip(
-                self._wanted, self._latents(run, f"{precision} trajectory", progress), strict=True
+                self._wanted, self.latents(run, f"{precision} trajectory", progress), strict=True
             ):
                 cosines.append(cosine(got, wanted))
             self.finals[precision] = got
@@ -113,7 +113,19 @@ class Trajectory:
                 )
         return report | {"problems": problems}
 
-    def _latents(self, run: Run, what: str, progress: Progress) -> Iterator[np.ndarray]:
+    def latents(
+        self,
+        run: Run,
+        what: str = "trajectory",
+        progress: Progress = lambda what, done, total: None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the latents [1, 4, h, w] after each step.
+
+        Args:
+            run: The U-Net: its inputs by name -> noise_pred.
+            what: What `progress` is told.
+            progress: Told how far it is.
+        """
         h, w = self._size
         behind = self._behind(h, w)
 

@@ -97,11 +97,12 @@ def export_tiny(
     return export_sd(wanted, folder)
 
 
-def controlnet(folder: Path) -> ControlNet:
+def controlnet(folder: Path, **own: object) -> ControlNet:
     """Write a ControlNet for the tiny model, one that finds something; return it opened."""
     config = {k: v for k, v in UNET.items() if k in _SHARED} | {
         "_class_name": "ControlNetModel",
         "conditioning_embedding_out_channels": [4, 8],
+        **own,
     }
     mx.random.seed(4)
     model = from_config(config)

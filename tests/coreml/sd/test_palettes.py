@@ -1,16 +1,22 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from macai.coreml.sd.form import Form
 from macai.coreml.sd.manifest import read_sd_manifest
 from macai.coreml.sd.palettes import apply_palettes, choose, layers
+from macai.coreml.sd.preflight import preflight
 from macai.coreml.sd.proof import verify_sd, with_palettes
 from macai.coreml.sd.trial import Trial
 from macai.coreml.sd.verify import psnr, reference
 from macai.errors import UsageError
 from macai.mil import open_package
-from tests.coreml.sd.bundles import export_tiny, sources
+from tests.coreml.sd.bundles import controlnet, export_tiny, sources
+from tests.coreml.sd.test_components import configs
 from tests.diffusion.tiny import tiny_pipeline_dir
+
+EMOJI = Path(__file__).parents[3] / "recipes/emoji-diffusion"
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +99,42 @@ def test_bits_and_paths_that_there_are_not_are_refused(wider, tried):
         apply_palettes(module, {"conv_in": 4})
     own = with_palettes(sources(wider), Form(), bits=2)
     assert set(own.palettes["unet"].values()) == {2}
+
+
+def palettes_in(bundle, name):
+    package = open_package(bundle / f"Resources/{name}.mlpackage")
+    kinds = [op.type for op in package.functions["main"].operations]
+    return kinds.count("constexpr_lut_to_dense")
+
+
+@pytest.mark.slow
+def test_controlnets_have_the_unets_bits(wider, tmp_path):
+    net = controlnet(tmp_path / "net", block_out_channels=[32, 48])
+    manifest, report = export_tiny(wider, tmp_path / "b", controlnets=[net], bits=6, timesteps=1)
+    assert report["passed"]
+    assert manifest.palettes.keys() == {"unet", "controlnet/Edges"}
+    bits = manifest.palettes["controlnet/Edges"]
+    assert set(bits.values()) == {6}
+    assert not any(path.startswith("controlnet_cond_embedding") for path in bits)
+    assert palettes_in(tmp_path / "b", "controlnet/Edges") == len(bits)
+
+
+@pytest.mark.slow
+def test_text_encoders_have_bits_of_their_own(tmp_path):
+    manifest, report = export_tiny(EMOJI, tmp_path / "b", text_bits=5, timesteps=1)
+    assert report["passed"]
+    assert manifest.palettes.keys() == {"text_encoder"}
+    bits = manifest.palettes["text_encoder"]
+    assert len(set(bits.values())) > 1
+    assert palettes_in(tmp_path / "b", "TextEncoder") == len(bits)
+    assert palettes_in(tmp_path / "b", "Unet") == 0
+    assert verify_sd(manifest, tmp_path / "b", sources(EMOJI), timesteps=1)["passed"]
+
+
+def test_what_crashes_on_the_neural_engine_has_no_palettes():
+    with pytest.raises(UsageError, match="palettes in its text encoders"):
+        preflight(
+            configs("sdxl"), Form(attention="split_einsum", width=768, height=768), text_bits=8
+        )
+    preflight(configs("sdxl"), Form(), text_bits=8)
+    preflight(configs("sd1"), Form(attention="split_einsum"), text_bits=8)
