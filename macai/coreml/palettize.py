@@ -5,15 +5,18 @@ boundaries, and what an interval costs follows from running sums: it is never lo
 many weights there are. float16 weights have at most 63,488 values.
 
 The search: boundaries begin where the theory of fine quantisers puts them (Panter and Dite, 1951:
-as many per unit as the cube root of the density). Then each may move by a power of two of places
-at once, and dynamic programming finds the best combination of all their moves, until none is
-better. No test has found a table it missed, but it is no proof of the optimum.
+as many per unit as the cube root of the density), those of fine tables where they settle from
+there: see lloyd_max.py. Then each may move by a power of two of places at once, and dynamic
+programming finds the best combination of all their moves, until none is better. No test has found a
+table of 16 values that it missed, but it is no proof of the optimum; errors of tables of 64 and
+256 values were 0.1 % above the least at most.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from macai.coreml.lloyd_max import settled
 from macai.coreml.stored import Palette
 
 # Comparing with every boundary is faster than searching where there are few.
@@ -24,6 +27,7 @@ _CELLS = 512  # of equal weight, from which the density is estimated
 _STARTS = (2 / 3, 1 / 2)
 # The most steps to each side at once, and the most rounds.
 _REACH = 12
+_FEW = 16  # entries of a table that begins at theory's places, and better at two guesses
 _ROUNDS = 200
 _CHUNK = 1 << 22  # elements of one dynamic programming step
 
@@ -43,14 +47,17 @@ def palettize(
         group: How many rows share a table; it divides the rows. All of them if None.
         importance: How much an error of a column counts, float [columns].
     """
-    half = weight.astype(np.float16)
+    half = np.ascontiguousarray(weight, np.float16)
     k = 2**bits
     if group is None:
         tables = _table_of_all(half, k, importance)
     else:
         tables = _tables_of_groups(half.reshape(-1, group * half.shape[1]), k, importance)
     tables = np.sort(tables.astype(np.float16).astype(np.float32), axis=1)
-    indices = nearest(half.astype(np.float32).reshape(len(tables), -1), tables)
+    if group is None:
+        indices = _nearest_codes(tables)[half.view(np.uint16)]
+    else:
+        indices = nearest(half.astype(np.float32).reshape(len(tables), -1), tables)
     return Palette(indices.reshape(weight.shape), bits, tables[:, None])
 
 
@@ -67,11 +74,22 @@ def nearest(values: np.ndarray, tables: np.ndarray) -> np.ndarray:
     )
 
 
+def _nearest_codes(tables: np.ndarray) -> np.ndarray:
+    """Return the nearest entry of one table for each float16 there is, by its bits: uint8 [65536].
+
+    What is no number has the last; no weight is.
+    """
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return nearest(every[None], tables)[0]
+
+
 def _table_of_all(half: np.ndarray, k: int, importance: np.ndarray | None) -> np.ndarray:
     counted = None
     if importance is not None:
         counted = np.broadcast_to(importance, half.shape).reshape(-1)
-    counts = np.bincount(_ordered(half).reshape(-1), counted, minlength=1 << 16)
+    by_bits = np.bincount(half.view(np.uint16).reshape(-1), counted, minlength=1 << 16)
+    counts = np.empty_like(by_bits)
+    counts[_ordered(np.arange(1 << 16, dtype=np.uint16).view(np.float16))] = by_bits
     there = np.flatnonzero(counts)
     values = _unordered(there.astype(np.uint16)).astype(np.float64)[None]
     return _tables(values, counts[there].astype(np.float64)[None], k)
@@ -143,8 +161,7 @@ def boundaries(sums: Sums, values: np.ndarray, k: int) -> np.ndarray:
     """
     scales = _scales(values.shape[1], k)
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for power in _STARTS:
-        places = _companded(sums, values, k, power)
+    for places in _starts(sums, values, k):
         gains = np.empty(len(places))
         step = max(1, _CHUNK // max(map(len, scales)) ** 2)
         for begin in range(0, len(places), step):
@@ -168,6 +185,14 @@ def means(sums: Sums, places: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ratio, filled, 1)
 
 
+def _starts(sums: Sums, values: np.ndarray, k: int) -> list[np.ndarray]:
+    """Return where the search begins: int [G, k + 1] each."""
+    if k <= _FEW or values.shape[1] <= 2 * k:
+        return [_companded(sums, values, k, power) for power in _STARTS]
+    rows = zip(values.astype(np.float64), sums.weight, sums.moment, strict=True)
+    return [np.stack([settled(*row, k) for row in rows])]
+
+
 def _companded(sums: Sums, values: np.ndarray, k: int, power: float) -> np.ndarray:
     sets, n = values.shape
     cells = min(_CELLS, n)
@@ -188,19 +213,19 @@ def _companded(sums: Sums, values: np.ndarray, k: int, power: float) -> np.ndarr
 
 
 def _scales(n: int, k: int) -> list[np.ndarray]:
-    """Return sets of steps: powers of two, then multiples of one stride for coarse and fine ones.
+    """Return sets of steps: powers of two, then multiples of a stride.
 
     For tables of up to 16 powers of two alone end at the best table nearly always, so that two
-    strides are enough to make sure.
+    or three strides are enough to make sure; larger ones begin so near that fine strides are.
     """
     width = max(1, n // k)
     powers = 2 ** np.arange(max(1, int(np.log2(max(2, 4 * width)))))
-    scales = [np.concatenate([-powers[::-1], [0], powers])]
-    stride = max(1, width // _REACH)
-    while stride > 0:
-        scales.append(stride * np.arange(-_REACH, _REACH + 1))
-        stride //= 2 if k > 16 else 8
-    return scales
+    strides, coarse = [1, 4] if k > _FEW else [], max(1, width // _REACH)
+    while k <= _FEW and coarse > 0:
+        strides.append(coarse)
+        coarse //= 8
+    reach = np.arange(-_REACH, _REACH + 1)
+    return [np.concatenate([-powers[::-1], [0], powers]), *(stride * reach for stride in strides)]
 
 
 def _improve(sums: Sums, places: np.ndarray, scales: list[np.ndarray]) -> np.ndarray:

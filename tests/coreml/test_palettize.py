@@ -45,9 +45,11 @@ def test_no_other_table_is_better(histogram, k):
     )
 
 
-@pytest.mark.parametrize("k", [2, 4, 8, 16])
+@pytest.mark.parametrize(
+    ("k", "off"), [(2, 1e-4), (4, 1e-4), (8, 1e-4), (16, 1e-4), (64, 1e-3), (256, 5e-3)]
+)
 @pytest.mark.parametrize("distribution", ["normal", "laplace", "standard_t"])
-def test_as_good_as_the_optimum_that_coremltools_finds(distribution, k):
+def test_as_good_as_the_optimum_that_coremltools_finds(distribution, k, off):
     from coremltools._deps import _kmeans1d
 
     draw = getattr(np.random.default_rng(1), distribution)
@@ -56,7 +58,7 @@ def test_as_good_as_the_optimum_that_coremltools_finds(distribution, k):
     values, counts = values.astype(np.float64), counts.astype(np.float64)
     optimum = np.sort(_kmeans1d.cluster(values, k, weights=counts).centroids)[None]
     least = (counts * (values - optimum[0][nearest(values[None], optimum)[0]]) ** 2).sum()
-    assert squared_error(values, counts, k) <= least * (1 + 1e-4)
+    assert squared_error(values, counts, k) <= least * (1 + off)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
