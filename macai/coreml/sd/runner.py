@@ -14,6 +14,8 @@ Precision = Literal["fp32", "fp16"]
 Arrays = dict[str, np.ndarray]
 # Of decoded weights: the rest are decoded at each use, a tenth of the time of a U-Net's run.
 _WEIGHT_CACHE_BYTES = 1 << 30
+# Attention scores at 512x512 have 2 x 8 x 4096 x 4096 numbers, 1 GiB, before and after softmax.
+_VALUE_LIMIT_BYTES = 4 << 30
 
 
 class Runner:
@@ -21,7 +23,12 @@ class Runner:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._packages: list[Package] = [
-            open_package(path, weight_cache_bytes=_WEIGHT_CACHE_BYTES) for path in paths
+            open_package(
+                path,
+                weight_cache_bytes=_WEIGHT_CACHE_BYTES,
+                value_limit_bytes=_VALUE_LIMIT_BYTES,
+            )
+            for path in paths
         ]
 
     def run(

@@ -108,8 +108,10 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 def softmax_array(x: Array, axis: int) -> Array:
     """Return exp(x) over its sum along `axis`; a row of nothing but -inf gives NaN."""
-    powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+    values = x - x.max(axis=axis, keepdims=True)
+    np.exp(values, out=values)  # in place: scores of attention at 64x64 are a gigabyte
+    values /= values.sum(axis=axis, keepdims=True)
+    return values
 
 
 def per_channel(values: Array, x: Array) -> Array:
