@@ -1,11 +1,13 @@
 """The sections on models of two layers: what they give, and whether their clocks are right."""
 
+import json
 import time
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from macai.bench import work
 from macai.bench.cases.generate import Replies, open_generate
 from macai.bench.cases.image import open_image
 from macai.bench.cases.package import open_package_cases
@@ -43,6 +45,22 @@ def test_generation_has_prompts_of_several_lengths_one_at_a_time_and_together(ti
         value > 0 for name in ("prefill", "decode", "first token") for value in named(found, name)
     )
     assert all(figure.work.flops > 0 for figure, _ in found.values() if figure.name == "decode")
+
+
+def test_a_decoded_token_reads_the_weights_and_what_is_kept_of_the_prompt(tiny_dir, monkeypatch):
+    monkeypatch.setattr(work, "CACHED_BYTES", 0)
+    config = json.loads((tiny_dir / "config.json").read_text())
+    head = config["hidden_size"] // config["num_attention_heads"]
+    a_place = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 4
+    read = {
+        (figure.parameters["context"], figure.parameters["batch"]): figure.work.bytes
+        for case in open_generate(tiny_dir, "tiny", quick=True)
+        for figure in case.figures.values()
+        if figure.name == "decode"
+    }
+    assert read[128, 1] - read[32, 1] == (128 - 32) * a_place
+    assert read[128, 4] - read[32, 4] == (128 - 32) * a_place  # each row has a prompt of its own
+    assert read[32, 1] - read[32, 4] == 3 / 4 * (read[32, 1] - 32 * a_place)
 
 
 def test_training_has_rows_of_several_lengths(tiny_dir):

@@ -152,14 +152,11 @@ def _kept_bytes(loaded: LoadedModel, context: int) -> int:
     from mlx_lm.models.cache import make_prompt_cache
 
     cache: list[Any] = make_prompt_cache(loaded.model)
-    loaded.model(mx.zeros((1, 1), mx.int32), cache=cache)
-    of_one = [
-        sum(
-            kept.nbytes
-            for _, kept in cast("list[tuple[str, Any]]", tree_flatten(layer.state))
-            if isinstance(kept, mx.array)
-        )
-        for layer in cache
-    ]
-    lengths = [min(context, getattr(layer, "max_size", context)) for layer in cache]
-    return sum(a * b for a, b in zip(of_one, lengths, strict=True))
+    loaded.model(mx.zeros((1, context), mx.int32), cache=cache)  # not evaluated
+    total = 0
+    for layer in cache:
+        for _, kept in cast("list[tuple[str, Any]]", tree_flatten(layer.state)):
+            if isinstance(kept, mx.array) and kept.ndim > 2:
+                places = kept.shape[-2]  # a cache has room for more positions than it holds
+                total += kept.nbytes * min(context, places) // places
+    return total
