@@ -176,10 +176,10 @@ class TextTrainingView(TrainingView):
         out.append(f"{event.real_share:.0%} of a step's tokens are real")
         if event.shared_prefix:
             out.append(f"all rows begin with the same {event.shared_prefix}, computed once a batch")
-        self.begin(out, workers=event.workers, steps=event.steps, first_step=event.first_step)
         free = event.available_memory_bytes
         there = f" of the {free / 1e9:.1f} GB there are" if free else ""
-        self.console.print(f"expected to take {event.expected_memory_bytes / 1e9:.1f} GB{there}")
+        out.append(f"expected to take {event.expected_memory_bytes / 1e9:.1f} GB{there}")
+        self.begin(out, workers=event.workers, steps=event.steps, first_step=event.first_step)
 
     def _lowered(self, event: of_texts.Lowered) -> None:
         begin = f"after step {event.first_step}" if event.first_step else "from the beginning"
