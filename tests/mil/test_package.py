@@ -143,6 +143,14 @@ def test_an_overflow_is_reported_where_it_begins(tmp_path):
     assert np.allclose(exact.outputs["scale"], 60000.33**-0.5)
 
 
+def test_values_on_the_way_are_kept_that_are_asked_for(tmp_path):
+    package = build(overflowing, tensor(3, dtype="fp16"), path=tmp_path / "p.mlpackage")
+    kept = {"square": np.empty(0), "nothing": np.empty(0)}
+    package.functions["main"].run({"x0": np.array([3, 1, 2], np.float16)}, kept=kept)
+    assert kept["square"].tolist() == [9, 1, 4]
+    assert kept["nothing"].size == 0
+
+
 def test_masks_of_infinities_are_no_overflow(tmp_path):
     def masked(x):
         return mb.softmax(x=mb.add(x=x, y=np.array([0, -np.inf, 0], np.float16)))
