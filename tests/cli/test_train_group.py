@@ -158,7 +158,14 @@ def drive(folder, tmp_path):
     return drive
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (2, 1),
+        pytest.param(1, 2, marks=pytest.mark.long),
+        pytest.param(2, 3, marks=pytest.mark.long),
+    ],
+)
 def test_a_stopped_run_goes_on_with_another_number(drive, whole, tmp_path, before, after):
     lines, done = drive(before, tmp_path / "run", stop=3)
     assert lines == [["Stopped", 3, []]] * before, done.stderr
@@ -167,7 +174,7 @@ def test_a_stopped_run_goes_on_with_another_number(drive, whole, tmp_path, befor
     assert_same_but_for_rounding(tmp_path / "run", whole[0])
 
 
-@pytest.mark.parametrize("fails", [0, 1])
+@pytest.mark.parametrize("fails", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_where_one_has_no_memory_all_begin_again_from_the_last_checkpoint(
     drive, whole, tmp_path, fails
 ):
@@ -187,6 +194,7 @@ def test_other_rows_in_one_of_them_are_noticed(drive, folder, tmp_path):
     assert "another data set than process 0" in done.stderr
 
 
+@pytest.mark.long
 def test_the_others_end_when_one_is_killed(folder, tmp_path):
     out = tmp_path / "run"
     words = [str(LAUNCH), "-n", "2", "--", *command(folder, out, "--set", "train.epochs=1000")]
