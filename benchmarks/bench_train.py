@@ -177,7 +177,7 @@ def _macai(
 def _printed(text: str) -> dict[str, float]:
     """Return the numbers of a side's last line, and what follows from them."""
     values: dict[str, Any] = json.loads(text.splitlines()[-1])
-    assert values.pop("fast_blas") or sys.platform != "linux", "no fast BLAS was loaded"
+    assert values.pop("fast_products") or sys.platform != "linux", "no fast BLAS was loaded"
     real = values["real_tokens"]
     by_time = {
         "real_tokens_per_second": real / values["train_seconds"],

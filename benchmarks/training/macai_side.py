@@ -21,6 +21,7 @@ from typing import Any
 import macai.models  # the fast BLAS, before anything else imports MLX
 
 # isort: split
+import mlx.core as mx
 import numpy as np
 
 import macai.data.batches
@@ -85,7 +86,7 @@ def main() -> None:
         "mlx_peak_bytes": summary.peak_memory_bytes,
         "valid_loss": summary.valid_loss,
         "workers": workers,
-        "fast_blas": load_fast_blas().found,
+        "fast_products": load_fast_blas().found or mx.default_device() != mx.cpu,
     }
     print(json.dumps(result))
 

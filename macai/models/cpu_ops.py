@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from macai.models.exponential import LEAST, Change, as_is, attend
 from macai.models.swiglu import fast_swiglu
 
 _fast_rms_norm, _fast_rope = mx.fast.rms_norm, mx.fast.rope
@@ -145,34 +146,39 @@ def attention(
     """Return mx.fast.scaled_dot_product_attention(...): q [B, H, T, D], k and v [B, KV, S, D].
 
     Heads that share keys are folded into the rows of one product: a third of the products in a
-    model with three such heads.
+    model with three such heads. float32 only.
     """
     B, H, T, D = q.shape
     KV, S = k.shape[1:3]
     for_each_head = isinstance(mask, mx.array) and mask.ndim > 2 and mask.shape[-3] > 1
-    if H == KV or sinks is not None or for_each_head:
+    small = B * H * T * S < LEAST
+    if small or q.dtype != mx.float32 or sinks is not None or for_each_head:
         return _fast_attention(q, k, v, scale=scale, mask=mask, sinks=sinks, **stream)
-    scores = (q.reshape(B, KV, H // KV * T, D) * scale) @ k.swapaxes(-1, -2)
-    if mask is not None:
-        scores = _masked(scores, mask, (B, KV, H // KV, T, S))
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    return (weights @ v).reshape(B, H, T, v.shape[-1])
+    folded = q.reshape(B, KV, H // KV * T, D) * scale
+    hide, unhide = _hiding(mask, (B, KV, H // KV, T, S))
+    return attend(folded, k, v, hide, unhide).reshape(B, H, T, v.shape[-1])
 
 
-def _masked(scores: mx.array, mask: str | mx.array, shape: tuple[int, ...]) -> mx.array:
-    """Hide what the mask does: the same for all heads."""
-    B, KV, fold, T, S = shape
-    if isinstance(mask, str):
-        mask = _causal(T, S)
-    elif mask.ndim > 2:
-        mask = mask.reshape(-1, 1, 1, *mask.shape[-2:])
-    unfolded = scores.reshape(B, KV, fold, T, S)
-    if mask.dtype == mx.bool_:
+def _hiding(mask: str | mx.array | None, shape: tuple[int, ...]) -> tuple[Change, Change]:
+    """Return what a mask, the same for all heads, does to scores, and the gradient of that."""
+    if mask is None:
+        return as_is, as_is
+    shown = _causal(*shape[3:]) if isinstance(mask, str) else mask
+    if shown.ndim > 2:
+        shown = shown.reshape(-1, 1, 1, *shown.shape[-2:])
+
+    def hide(scores: mx.array) -> mx.array:
+        unfolded = scores.reshape(shape)
+        if shown.dtype != mx.bool_:
+            return (unfolded + shown).reshape(scores.shape)
         # Not -inf: a row of padding sees nothing, and its softmax must be a number.
-        unfolded = mx.where(mask, unfolded, mx.finfo(unfolded.dtype).min)
-    else:
-        unfolded = unfolded + mask
-    return unfolded.reshape(scores.shape)
+        return mx.where(shown, unfolded, mx.finfo(scores.dtype).min).reshape(scores.shape)
+
+    def unhide(slope: mx.array) -> mx.array:
+        return mx.where(shown, slope.reshape(shape), 0).reshape(slope.shape)
+
+    all_rows_see = isinstance(mask, str) or shown.dtype != mx.bool_
+    return hide, as_is if all_rows_see else unhide
 
 
 @functools.lru_cache(maxsize=64)

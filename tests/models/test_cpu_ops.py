@@ -70,6 +70,11 @@ def test_what_rope_does_not_know_is_left_to_mlx(dims, change):
     assert mx.array_equal(rope(x, dims, **options), FAST["rope"](x, dims, **options)).item()
 
 
+@pytest.fixture(autouse=True)
+def however_small(monkeypatch):
+    monkeypatch.setattr(cpu_ops, "LEAST", 1)
+
+
 def masks(rows, length, keys):
     padding = mx.arange(keys)[None] >= mx.array([0, 2])[:rows, None]
     causal = mx.arange(keys - length, keys)[:, None] >= mx.arange(keys)
@@ -118,6 +123,13 @@ def test_masks_of_single_heads_and_sinks_are_left_to_mlx(monkeypatch):
     attention(q, k, k, scale=1.0, mask=mx.ones((1, 4, 2, 3), mx.bool_))
     attention(q, k, k, scale=1.0, sinks=mx.zeros((4,)))
     assert len(calls) == 2
+
+
+def test_few_numbers_are_left_to_mlx(monkeypatch):
+    monkeypatch.setattr(cpu_ops, "LEAST", 50)
+    q, k = mx.random.normal((1, 4, 3, 8)), mx.random.normal((1, 4, 4, 8))
+    theirs = FAST["scaled_dot_product_attention"](q, k, k, scale=1.0)
+    assert mx.array_equal(attention(q, k, k, scale=1.0), theirs).item()
 
 
 def test_a_model_uses_them_only_meanwhile(tiny):

@@ -1,8 +1,8 @@
 """Activations, attention and convolutions of a stride in less time, for the CPU backend.
 
 There MLX calls the C library's exp and erf once an element, 10 to 20 ns each, and again for the
-gradient. Additions and products are vectorised: twenty of them take a quarter of one exp. What is
-here computes each once and keeps it. The gradient of a convolution with a stride is forty times
+gradient. What is here computes each once, in less time (macai/models/exponential.py), and keeps it.
+The gradient of a convolution with a stride is forty times
 slower than that of one without. float32 only; other types go MLX's way.
 """
 
@@ -15,20 +15,11 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from macai.models.exponential import LEAST, as_is, attend, exp
+
 _silu, _gelu, _quick_gelu = nn.silu, nn.gelu, nn.gelu_fast_approx
 _attention, _conv2d = mx.fast.scaled_dot_product_attention, mx.conv2d
 
-LEAST = 1 << 14  # numbers: of fewer, handing out a dozen primitives takes longer than they do
-_LOG2_E = 1.4426950408889634
-# Of 2**f for f in -0.5 to 0.5, within 1e-7 of it: interpolated at Chebyshev's points.
-_POWERS = (
-    1.0000000754548972,
-    0.6931471880262273,
-    0.2402210748530968,
-    0.05550357114222094,
-    0.009676031918255982,
-    0.001339086336353527,
-)
 # Abramowitz and Stegun, 7.1.26: erf to 1.5e-7.
 _T, _SERIES = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 _QUICK = 1.702
@@ -87,21 +78,6 @@ def gelu(x: mx.array) -> mx.array:
     return _first(_normal(x)) if _is_ours(x) else _gelu(x)
 
 
-def exp(x: mx.array) -> mx.array:
-    """Return mx.exp(x) of float32 `x`, to a relative error of 1e-6, for x from -87 to 87.
-
-    Below and above it is that of the ends.
-    """
-    power = mx.clip(x * _LOG2_E, -126, 126)
-    whole = mx.round(power)
-    part = power - whole
-    value = part * _POWERS[-1] + _POWERS[-2]
-    for coefficient in _POWERS[-3::-1]:
-        value = value * part + coefficient
-    two_to_whole = mx.view((whole.astype(mx.int32) + 127) << 23, mx.float32)  # IEEE 754's exponent
-    return value * two_to_whole
-
-
 @mx.custom_function
 def _swish(x: mx.array) -> Pair:
     """Return x * share of x, and the derivative: share + x * share * (1 - share)."""
@@ -151,30 +127,7 @@ def attention(
     small = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] < LEAST
     if small or not plain or isinstance(mask, str) or (mask is not None and mask.dtype == mx.bool_):
         return _attention(q, k, v, scale=scale, mask=mask, **others)
-    scores = (q * scale) @ k.swapaxes(-1, -2)
-    if mask is not None:
-        scores = scores + mask
-    return _first(_weighted(scores, v))
-
-
-@mx.custom_function
-def _weighted(scores: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Return softmax(scores) @ v, the powers of the softmax and one over their sums."""
-    weights = exp(scores - scores.max(axis=-1, keepdims=True))
-    inverse = 1 / weights.sum(axis=-1, keepdims=True)
-    return (weights @ v) * inverse, weights, inverse
-
-
-@_weighted.vjp
-def _weighted_vjp(
-    primals: Pair,
-    cotangents: tuple[mx.array, mx.array, mx.array],
-    outputs: tuple[mx.array, mx.array, mx.array],
-) -> Pair:
-    v, (made, powers, inverse) = primals[1], outputs
-    along = (cotangents[0] * made).sum(axis=-1, keepdims=True) * inverse
-    scaled = cotangents[0] * inverse
-    return powers * (scaled @ v.swapaxes(-1, -2) - along), powers.swapaxes(-1, -2) @ scaled
+    return attend(q * scale, k, v, (lambda s: s + mask) if mask is not None else as_is, as_is)
 
 
 def conv2d(
