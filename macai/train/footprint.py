@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from macai.models.sizes import BlockSizes, ModelSizes
+from macai.train.chunked import pieces
 
 FLOAT32 = 4
 
@@ -148,12 +149,7 @@ def _moments(setup: Setup, part: PartShape, base: Footprint) -> list[Footprint]:
     """Return the ends of the forward pass, of the head's backward pass and of the whole of it."""
     sizes = setup.sizes
     reached = [block for block in sizes.blocks if block.reached]
-    logits = part.learnt * sizes.vocabulary * FLOAT32
-    if setup.fused:  # in the model's own type as well, and a softmax of its own
-        heads = 3 * logits + part.learnt * sizes.vocabulary * sizes.activation_bytes
-        heads_back = heads
-    else:
-        heads, heads_back = 2 * logits, logits  # both, then the gradient alone
+    heads, heads_back = _heads(setup, part)
     largest = max(sizes.blocks, key=lambda block: _kept(setup, block, part))
     forward, backward = (_queue(setup, largest, part, q) for q in (FORWARD_QUEUE, BACKWARD_QUEUE))
     block = _kept(setup, largest, part) + forward + backward
@@ -175,6 +171,24 @@ def _moments(setup: Setup, part: PartShape, base: Footprint) -> list[Footprint]:
         ),
         replace(base, gradients=base.gradients + all_grads, working=block),
     ]
+
+
+def _heads(setup: Setup, part: PartShape) -> tuple[int, int]:
+    """Return what logits and their gradients take as they are computed, and after that."""
+    sizes = setup.sizes
+    rows = _rows_at_once(part.learnt, sizes.vocabulary)
+    logits = rows * sizes.vocabulary * FLOAT32
+    width = max(block.width for block in sizes.blocks)
+    slopes = part.learnt * width * FLOAT32 if rows < part.learnt else 0
+    if setup.fused:  # in the model's own type as well, and a softmax of its own
+        both = 3 * logits + rows * sizes.vocabulary * sizes.activation_bytes + slopes
+        return both, both
+    return 2 * logits + slopes, slopes or logits  # both, then the gradient alone
+
+
+def _rows_at_once(learnt: int, vocabulary: int) -> int:
+    """Return of how many tokens there are logits at a time: see `macai.train.chunked`."""
+    return max((end - begin for begin, end in pieces(learnt, vocabulary)), default=0)
 
 
 def _kept(setup: Setup, block: BlockSizes, part: PartShape) -> int:
@@ -202,7 +216,7 @@ def while_validating(setup: Setup, part: PartShape) -> Footprint:
     sizes = setup.sizes
     fullest = max(sizes.blocks, key=lambda block: _kept(setup, block, part))
     working = _queue(setup, fullest, part, FORWARD_ALONE)
-    logits = part.learnt * sizes.vocabulary * FLOAT32
+    logits = _rows_at_once(part.learnt, sizes.vocabulary) * sizes.vocabulary * FLOAT32
     base = Footprint(weights=sizes.weight_bytes, optimizer=setup.state_bytes)
     return replace(base, head=logits, working=working).scaled(MARGIN * setup.factor)
 
