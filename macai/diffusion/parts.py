@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from macai.diffusion.conditioning import TextEncoder
 from macai.diffusion.loading import Checkpoint
+from macai.diffusion.models.attention import Attention
 from macai.diffusion.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from macai.diffusion.models.clip_text import CLIPTextConfig
 from macai.diffusion.models.tiling import decode_tiled, one_at_a_time
@@ -43,7 +44,8 @@ class Parts:
             vae: Another checkpoint, whose autoencoder is used instead.
             prepare: Called with every component that is loaded.
             short_memory: Let the text encoders go before the U-Net is loaded, and the U-Net before
-                the picture is decoded; None decides by the machine's memory.
+                the picture is decoded, and attend piece by piece; None decides by the machine's
+                memory.
             tile: Decode large pictures tile by tile.
 
         Raises:
@@ -143,6 +145,10 @@ class Parts:
             module = self._load_vae() if name == "vae" else self.source.load(name)
             if self._prepare is not None:
                 self._prepare(name, module)
+            if self.short_memory:
+                for layer in module.modules():
+                    if isinstance(layer, Attention):
+                        layer.spare_memory()
             self._loaded[name] = module
         return self._loaded[name]
 

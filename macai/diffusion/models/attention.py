@@ -7,6 +7,7 @@ from macai.diffusion.models.resnet import group_norm
 
 SCORES = 1 << 29
 """Numbers there may be of all queries with all keys at once: 2 GiB of float32."""
+FEW_SCORES = 1 << 25  # where memory is short: 128 MiB
 IN_FLIGHT = 4  # pieces that MLX makes room for before the first is done
 
 
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         self._upcast = upcast_attention
         self._residual = residual_connection
         self._rescale = rescale_output_factor
+        self._most_scores: int | None = None
 
     def __call__(self, x: mx.array, encoder_hidden_states: mx.array | None = None) -> mx.array:
         """[B, T, C] or [B, H, W, C], and [B, S, cross_attention_dim] -> the first one's shape."""
@@ -67,7 +69,7 @@ class Attention(nn.Module):
             self._split(projected)
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = attend(q, k, v, scale=self._scale)
+        out = attend(q, k, v, scale=self._scale, most=self._most_scores)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1).astype(x.dtype)
         for layer in self.to_out:
             out = layer(out)
@@ -76,23 +78,30 @@ class Attention(nn.Module):
             out = out + residual
         return out if self._rescale == 1 else out / self._rescale
 
+    def spare_memory(self) -> None:
+        """Attend to as much at once as FEW_SCORES allow: slower where a kernel needs no scores."""
+        self._most_scores = FEW_SCORES
+
     def _split(self, x: mx.array) -> mx.array:
         """[B, T, heads * D] -> [B, heads, T, D]."""
         x = x.reshape(*x.shape[:2], self._heads, -1).swapaxes(1, 2)
         return x.astype(mx.float32) if self._upcast else x
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, *, scale: float, most: int | None = None
+) -> mx.array:
     """Return softmax(scale q k^T) v of [B, heads, T, D] and twice [B, heads, S, D].
 
-    Piece by piece of the queries where there are more scores than SCORES: without a fused kernel
-    for D, as on a CPU, MLX holds them all, which for SD1 at 1024x1024 pixels is 17 GB.
+    Piece by piece of the queries where there are more scores than `most`, or else SCORES: without a
+    fused kernel for D, as on a CPU, MLX holds them all, for SD1 at 1024x1024 pixels 17 GB.
     """
+    most = most or SCORES
     B, heads, T, _ = q.shape
     scores = B * heads * T * k.shape[2]
-    if scores <= SCORES:
+    if scores <= most:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    rows = max(1, T * (SCORES // IN_FLIGHT) // scores)
+    rows = max(1, T * (most // IN_FLIGHT) // scores)
     pieces: list[mx.array] = []
     for i in range(0, T, rows):
         some = q[:, :, i : i + rows]

@@ -28,3 +28,20 @@ def test_attention_piece_by_piece_takes_less_memory(monkeypatch):
         mx.eval(attention.attend(q, q, q, scale=1.0))
         peaks.append(mx.get_peak_memory() - held)
     assert peaks[1] < peaks[0] / 4
+
+
+def test_a_layer_that_spares_memory_gives_the_same_from_less(monkeypatch):
+    monkeypatch.setattr(attention, "FEW_SCORES", 1 << 18)
+    layer = attention.Attention(8, heads=2, dim_head=4)
+    x = mx.random.normal((1, 1 << 11, 8), key=mx.random.key(0))
+    mx.eval(x, layer.parameters())
+    results, peaks = [], []
+    for _ in range(2):
+        mx.reset_peak_memory()
+        held = mx.get_active_memory()
+        results.append(layer(x))
+        mx.eval(results[-1])
+        peaks.append(mx.get_peak_memory() - held)
+        layer.spare_memory()
+    assert mx.allclose(*results, atol=1e-6)
+    assert peaks[1] < peaks[0] / 4
