@@ -75,12 +75,24 @@ class _Family(threading.Thread):
 
 
 def _descendants(pid: int) -> list[int]:
-    """Return the processes below one, as far as Linux lists them; elsewhere none."""
+    """Return the processes below one, as far as Linux lists them; elsewhere none.
+
+    One that has its parent's command line has yet to become another program, and until then its
+    memory is its parent's.
+    """
     found: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # gone meanwhile
             found += map(int, file.read_text(encoding="ascii").split())
+    own = _command_line(pid)
+    found = [child for child in found if _command_line(child) != own]
     return [*found, *(lower for child in found for lower in _descendants(child))]
+
+
+def _command_line(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _resident_bytes(pid: int) -> int:
