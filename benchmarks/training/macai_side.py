@@ -26,12 +26,13 @@ import numpy as np
 
 import macai.data.batches
 import macai.finetune
+import macai.finetune.wanted
 import macai.train.chunked
 import macai.train.gradient
 import macai.train.job
 import macai.train.loss
 from macai.catalog import find_recipe
-from macai.data.batches import Plan
+from macai.data.batches import Plan, Steps
 from macai.models.blas import load_fast_blas
 from macai.models.load import load_model
 from macai.recipe import load_recipe
@@ -72,9 +73,7 @@ def main() -> None:
             ended = time.process_time()
     summary = event
     assert isinstance(summary, Summary)
-    children = resource.getrusage(
-        resource.RUSAGE_CHILDREN
-    )  # workers: all they did, to load as well
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)  # all that workers did, to load as well
     result = {
         "steps": len(reports),
         "real_tokens": summary.real_tokens,
@@ -119,13 +118,17 @@ def rows_at_random() -> None:
 
     def plan_epoch(
         lengths: Sequence[int], *, tokens: int, seed: int, epoch: int, **_: Any
-    ) -> list[list[Plan]]:
+    ) -> Steps:
         rows = max(1, round(tokens / float(np.mean(lengths))))
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths)).tolist()
-        groups = [order[i : i + rows] for i in range(0, len(order), rows)]
-        return [[Plan(tuple(g), max(lengths[row] for row in g))] for g in groups]
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
 
-    replace(macai.finetune, "plan_epoch", plan_epoch)
+        def step(number: int) -> list[Plan]:
+            some = order[number * rows : (number + 1) * rows].tolist()
+            return [Plan(tuple(some), max(int(lengths[row]) for row in some))]
+
+        return Steps(step, np.arange(-(-len(lengths) // rows)))
+
+    replace(macai.finetune.wanted, "plan_epoch", plan_epoch)
 
 
 def one_width() -> None:
@@ -145,7 +148,7 @@ def whole_head() -> None:
 
 def no_prefix() -> None:
     """What all rows begin with is computed for each of them."""
-    replace(macai.finetune, "shared_prefix", lambda examples: 0)
+    replace(macai.finetune.wanted, "shared_prefix", lambda examples: 0)
 
 
 def mlx_ops() -> None:

@@ -19,9 +19,7 @@ MAX_GROWTH = 0.04  # of the tokens of an epoch; with more, few shapes would cost
 WIDTH_STEP = 8
 MAX_CANDIDATES = 512  # widths to choose from; above 4096 tokens they are further apart than 8
 LEARNT_STEP = 4
-LEARNT_SHARE = (
-    8  # on a GPU, into so many parts of a batch: a compiled step is of one number of them
-)
+LEARNT_SHARE = 8  # on a GPU, of a batch: a step is compiled for each number of learnt tokens
 
 Lengths = Sequence[int] | NDArray[np.integer]
 """Tokens of each row."""

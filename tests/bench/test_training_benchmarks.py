@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality_methods import Case, compare, interval
+from benchmarks.training import macai_side
 from benchmarks.training.docstrings import conversations, write_splits
 
 EMAIL = Path(email.__file__).parent  # of the library, some hundred docstrings
@@ -30,6 +31,24 @@ def test_docstrings_are_real_rows_and_the_same_each_time(tmp_path):
 def test_too_few_docstrings_are_said(tmp_path):
     with pytest.raises(SystemExit, match="too few docstrings for 5000 of valid"):
         write_splits(tmp_path, rows=10, valid=5000, library=EMAIL)
+
+
+@pytest.mark.parametrize("feature", macai_side.FEATURES.keys() - {"kept memory"})
+def test_what_is_left_out_is_there(feature, monkeypatch):
+    seen = []
+
+    def replace(where, name, value):
+        seen.append(name)
+        assert getattr(where, name) is not value
+
+    monkeypatch.setattr(macai_side, "replace", replace)
+    macai_side.FEATURES[feature]()
+    assert len(seen) == 1
+
+
+def test_nothing_is_left_out_that_is_gone():
+    with pytest.raises(AssertionError, match="has no fast_loss to replace any more"):
+        macai_side.replace(macai_side, "fast_loss", None)
 
 
 def result(valid, test):
