@@ -1,5 +1,6 @@
 """How close the expected memory of a run comes to what runs of a real model take."""
 
+import gc
 import inspect
 import json
 import statistics
@@ -78,12 +79,14 @@ def test_a_run_takes_what_was_expected_and_at_most_a_tenth_less(smollm2_dir, tmp
     changes = ["train.epochs=1", "train.workers=1", "data.strict=false", *SETTINGS[name]]
     recipe = load_recipe(find_recipe("lora"), changes)
     expected = plan(recipe, smollm2_dir, tmp_path).expected
+    gc.collect()
+    others = mx.get_active_memory()  # what other tests of this process keep
     run = finetune(recipe, load_model(smollm2_dir), data=tmp_path, out=tmp_path / "run")
     (summary,) = of_type(run, Summary)
     assert summary.steps >= 2  # in the first one there is no state of the optimiser yet
-    ratio = expected.footprint.total / summary.peak_memory_bytes
+    peak = summary.peak_memory_bytes - others
+    ratio = expected.footprint.total / peak
     print(
-        f"| {name} | {expected.footprint.total / 1e6:.0f} | "
-        f"{summary.peak_memory_bytes / 1e6:.0f} | {ratio:.3f} |"
+        f"| {name} | {expected.footprint.total / 1e6:.0f} | {peak / 1e6:.0f} | {ratio:.3f} |"
     )  # pytest -s
     assert 1 <= ratio < 1.1
