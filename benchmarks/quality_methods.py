@@ -130,12 +130,11 @@ def _run(case: Case, out: Path, model: str, steps: int) -> dict[str, Any]:
     loss = [sys.executable, "-m", "benchmarks.training.valid_loss", "--model"]
     loss += [summary["model"] or model, "--data", str(data / "test.jsonl")]
     loss += ["--adapter", summary["adapter"]] if summary["adapter"] else []
+    test_loss = json.loads(_output(loss))["valid_loss"]
     shutil.rmtree(folder)  # all weights and their checkpoint are 2 GB
     kept = ("steps", "valid_loss", "train_loss", "real_tokens", "seconds")
-    return {key: summary[key] for key in kept} | {
-        "learning_rate": rate,
-        "test_loss": json.loads(_output(loss))["valid_loss"],
-    }
+    numbers = {key: summary[key] for key in kept}
+    return numbers | {"learning_rate": rate, "test_loss": test_loss}
 
 
 def _output(command: list[str]) -> str:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
+from macai.catalog import locate_model
 from macai.data.rows import read_rows
 from macai.data.tokens import prepare
 from macai.models.adapter import WEIGHTS, load_adapter
@@ -25,11 +26,11 @@ TOKENS = 1024  # of a batch
 def main() -> None:
     """Print one line of JSON."""
     options = argparse.ArgumentParser()
-    options.add_argument("--model", type=Path, required=True)
+    options.add_argument("--model", required=True, help="a folder, or what macai knows by name")
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--adapter", type=Path)
     chosen = options.parse_args()
-    loaded = load_model(chosen.model)
+    loaded = load_model(locate_model(chosen.model, progress=lambda *_: None))
     logits = logits_for(loaded.model)
     if chosen.adapter and (chosen.adapter / WEIGHTS).exists():
         load_adapter(loaded, chosen.adapter)
