@@ -164,6 +164,7 @@ def _macai(
         "data.max_length": 2048,
         "train.epochs": steps * ROWS / TRAIN_ROWS,
         "train.save_every": 0,
+        "sample.rows": 0,
     }
     out = at / "ours"
     command = [sys.executable, "-m", "benchmarks.training.macai_side", "--out", str(out)]

@@ -119,6 +119,7 @@ def _run(case: Case, out: Path, model: str, steps: int) -> dict[str, Any]:
         f"train.epochs={steps / _steps_per_epoch(data, model)}",
         f"train.seed={case.seed}",
         "train.save_every=25",
+        "sample.rows=0",
         f"train.eval_every={steps}",
         "data.strict=false",  # two library functions may have one docstring but for a space
     ]
