@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import in_turns, peer_python, tell
+from benchmarks.harness import Sides, in_turns, peer_python, tell
 from macai.bench.process import measure
 from macai.coreml.palettize import palettize
 
@@ -76,7 +76,7 @@ def main() -> None:
 
     python = chosen.peer_python or peer_python("palettize")
     with tempfile.TemporaryDirectory() as scratch:
-        sides = {"macai": ours, "coremltools": partial(theirs, python, Path(scratch))}
+        sides: Sides = {"macai": ours, "coremltools": partial(theirs, python, Path(scratch))}
         measured = in_turns(sides, chosen.rounds)
     facts = {name: getattr(chosen, name) for name in ("bits", "group", "dtype", "shape")}
     tell("palettize", measured, to="coremltools", **facts)

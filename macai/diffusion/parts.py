@@ -9,9 +9,9 @@ import mlx.nn as nn
 
 from macai.diffusion.conditioning import TextEncoder
 from macai.diffusion.loading import Checkpoint
-from macai.diffusion.models.attention import Attention
 from macai.diffusion.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from macai.diffusion.models.clip_text import CLIPTextConfig
+from macai.diffusion.models.sparing import spare_memory
 from macai.diffusion.models.tiling import decode_tiled, one_at_a_time
 from macai.diffusion.models.unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from macai.diffusion.tokenizer import ClipTokenizer
@@ -44,7 +44,7 @@ class Parts:
             vae: Another checkpoint, whose autoencoder is used instead.
             prepare: Called with every component that is loaded.
             short_memory: Let the text encoders go before the U-Net is loaded, and the U-Net before
-                the picture is decoded, and attend piece by piece; None decides by the machine's
+                the picture is decoded, and compute piece by piece; None decides by the machine's
                 memory.
             tile: Decode large pictures tile by tile.
 
@@ -146,9 +146,7 @@ class Parts:
             if self._prepare is not None:
                 self._prepare(name, module)
             if self.short_memory:
-                for layer in module.modules():
-                    if isinstance(layer, Attention):
-                        layer.spare_memory()
+                spare_memory(module)
             self._loaded[name] = module
         return self._loaded[name]
 
