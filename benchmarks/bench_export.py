@@ -113,7 +113,7 @@ def main() -> None:
         python = chosen.peer_python or peer_python("mlx2coreml")
         print(json.dumps(beside_mlx2coreml(python)))
         return
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
         prepare = ["-m", "benchmarks.random_llama"] if chosen.model_size else ["-c", _HALVES]
@@ -141,7 +141,7 @@ def beside_mlx2coreml(python: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     peer_versions: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as scratch:
         for name, extra in LISTED.items():
             config = config_of(name, extra)
             model = build(config)

@@ -86,7 +86,7 @@ def main() -> None:
     options.add_argument("--peer-python")
     options.add_argument("--tiny", action="store_true", help="to try the benchmark itself")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as scratch:
         folder, size = f"{scratch}/model", f"{chosen.pixels}x{chosen.pixels}"
         measure([sys.executable, "-c", _WEIGHTS, folder, "tiny" if chosen.tiny else "whole"])
         ours = [sys.executable, "-m", "macai", "image", "a lighthouse at dusk", "--model", folder]

@@ -117,7 +117,7 @@ def main() -> None:
     options.add_argument("--peer", choices=["torch", "none"], default="none")
     options.add_argument("--peer-python")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "model"
         measure([sys.executable, "-c", _WEIGHTS, str(folder), chosen.blocks])
         pythons = {"macai": (sys.executable, _OURS)}
