@@ -1,8 +1,10 @@
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +82,7 @@ def test_a_missing_library_is_a_reason_not_an_error(fresh, monkeypatch):
     monkeypatch.setattr(blas.importlib.util, "find_spec", lambda name: None)
     info = fresh()
     assert (info.found, info.library, info.threads) == (False, None, 0)
-    assert info.reason == ("no libopenblas.so.0 in cmeel.prefix/lib beside the package 'cmeel'")
+    assert info.reason == "no library in the package 'scipy_openblas32'"
 
 
 @linux
@@ -95,25 +97,55 @@ def test_a_library_that_cannot_be_loaded_is_a_reason_not_an_error(fresh, monkeyp
 
 
 @linux
-def test_a_fortran_runtime_without_its_name_is_a_reason_not_an_error(fresh, monkeypatch, tmp_path):
-    (tmp_path / "libgfortran-0123.so.5.0.0").write_bytes(b"\x7fELF")
-    load = ctypes.CDLL
-
-    def only_plain(path, mode=0):
-        if path == "libgfortran.so.5":
-            raise OSError("not on a bare machine")
-        return load(path, mode)
-
-    def beside(package, folder, pattern):
-        found = sorted(tmp_path.glob(pattern))
-        return found[0] if found else real(package, folder, pattern)
-
-    real = blas._beside
-    monkeypatch.setattr(blas, "_beside", beside)
-    monkeypatch.setattr(ctypes, "CDLL", only_plain)
+def test_a_library_without_a_function_is_a_reason_not_an_error(fresh, monkeypatch):
+    monkeypatch.setattr(blas, "FUNCTIONS", (*blas.FUNCTIONS, "sdoesnotexist_"))
     info = fresh()
     assert info.found is False
-    assert "has its SONAME 0 times, not once" in info.reason
+    assert "scipy_sdoesnotexist_" in info.reason
+
+
+@linux
+def test_functions_of_another_library_that_come_first_are_a_reason():
+    code = """
+import ctypes
+from macai.models import blas  # which loads it
+blas.FUNCTIONS = ("getpid",)
+blas.PREFIX = ""
+try:
+    blas._lend(ctypes.CDLL(None))
+    blas._address = lambda library, name: id(library)
+    blas._lend(ctypes.CDLL(None))
+except LookupError as e:
+    found = str(e)
+import json
+print(json.dumps(found))
+"""
+    assert run(code) == "another library's getpid is found before OpenBLAS'"
+
+
+@linux
+def test_all_that_mlx_calls_of_blas_and_lapack_comes_from_it():
+    import mlx
+
+    [library] = (path for folder in mlx.__path__ for path in Path(folder).glob("lib/libmlx.so"))
+    wanted = re.findall(rb"\0(cblas_[a-z]+|[sdcz][a-z]{4,5}_)(?=\0)", library.read_bytes())
+    assert {name.decode() for name in wanted} == set(blas.FUNCTIONS)
+
+
+@linux
+def test_decompositions_come_from_it_and_are_right():
+    code = """
+import macai.models
+import mlx.core as mx
+a = mx.random.normal((40, 30))
+q, r = mx.linalg.qr(a, stream=mx.cpu)
+u, s, vt = mx.linalg.svd(a, stream=mx.cpu)
+w, v = mx.linalg.eigh(a.T @ a, stream=mx.cpu)
+off = [q @ r - a, (u[:, :30] * s) @ vt - a, (v * w) @ v.T - a.T @ a]
+import json
+print(json.dumps([mx.abs(x).max().item() for x in off]))
+"""
+    assert max(run(code)) < 1e-4
 
 
 def test_a_mac_is_left_alone(fresh, monkeypatch):

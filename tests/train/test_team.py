@@ -210,20 +210,20 @@ def runs(pid):
 
 @pytest.mark.skipif(not load_fast_blas().found, reason="no OpenBLAS to count threads of")
 def test_the_cores_are_shared_out_while_a_step_is_computed_and_given_back(three, monkeypatch):
-    openblas = ctypes.CDLL(str(load_fast_blas().library))
+    threads = ctypes.CDLL(str(load_fast_blas().library)).scipy_openblas_get_num_threads
     seen = []
 
     def watched(*args):
-        seen.append(openblas.openblas_get_num_threads())
+        seen.append(threads())
         return _picked.hidden(*args)
 
     gradient = Gradient(three._model, replace(_picked, hidden=watched))
     monkeypatch.setattr(three, "_gradient", gradient)
     monkeypatch.setattr(three, "_threads", 3)
-    before = openblas.openblas_get_num_threads()
+    before = threads()
     seen.clear()
     three(divide(STEP, LENGTHS, 3), 0)
-    assert (seen, openblas.openblas_get_num_threads()) == ([3], before)
+    assert (seen, threads()) == ([3], before)
     monkeypatch.setattr("macai.train.team.cores", lambda: 7)
     teams = [Team(three._model, None, replace(three._job, workers=n)) for n in (1, 2, 3, 9)]
     assert [team._threads for team in teams] == [7, 3, 2, 1]
