@@ -10,11 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from macai.diffusion.loading.contents import Part
 from macai.diffusion.loading.coverage import match, named, torch_shapes
 from macai.diffusion.models import from_config
 from macai.diffusion.models.layout import to_mlx
+from macai.diffusion.models.quantised import QuantizedLinear
 from macai.errors import ModelError
 from macai.models.arrays import named_arrays
 from macai.models.shown import shown
@@ -141,14 +143,13 @@ def group_sizes(model: nn.Module, precision: Precision) -> dict[str, int]:
 
 def quantise(model: nn.Module, groups: Mapping[str, int], precision: Precision) -> None:
     """Put quantised layers in the places that `groups` names."""
-    assert precision.bits is not None
-    nn.quantize(
-        model,
-        bits=precision.bits,
-        class_predicate=lambda path, _: (
-            {"group_size": groups[path], "bits": precision.bits} if path in groups else False
-        ),
-    )
+    layers = dict(model.named_modules())
+    quantised = [
+        (path, QuantizedLinear.from_linear(layers[path], size, precision.bits))
+        for path, size in groups.items()
+    ]
+    if quantised:
+        model.update_modules(tree_unflatten(quantised))
 
 
 def _values(

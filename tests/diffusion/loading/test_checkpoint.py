@@ -12,6 +12,7 @@ import pytest
 from macai.diffusion.loading import Models, open_checkpoint
 from macai.diffusion.loading.contents import kind_of
 from macai.diffusion.loading.known_configs import UNETS
+from macai.diffusion.models.quantised import QuantizedLinear
 from macai.errors import ModelError, UsageError
 from macai.models.arrays import load_arrays, named_arrays
 from tests.diffusion.loading.cases import (
@@ -64,7 +65,7 @@ def test_linear_layers_are_quantised_and_what_must_not_be_is_not(
     plain = models.load("unet")
     kinds = {path: type(module) for path, module in model.named_modules()}
     linears = [p for p, m in plain.named_modules() if isinstance(m, nn.Linear)]
-    quantised = [path for path in linears if kinds[path] is nn.QuantizedLinear]
+    quantised = [path for path in linears if kinds[path] is QuantizedLinear]
     left = {path for path in linears if kinds[path] is nn.Linear}
     # 16 inputs of the text are too few for a scale.
     assert left == {
@@ -96,6 +97,16 @@ def test_a_quantised_component_computes_nearly_the_same(folder: Path, models: Mo
     rounded = open_checkpoint(folder, quantize=8).load("unet")(x, 500, text)
     error = mx.abs(rounded - exact).max() / mx.abs(exact).max()
     assert 0 < error.item() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_an_unpacked_weight_gives_what_the_packed_one_does(dtype: mx.Dtype) -> None:
+    layer = QuantizedLinear.from_linear(nn.Linear(64, 96), 32, 4)
+    layer.set_dtype(dtype)
+    x = mx.random.normal((2, 5, 64)).astype(dtype)
+    ours, packed = layer(x), nn.QuantizedLinear.__call__(layer, x)
+    assert ours.dtype == packed.dtype == dtype
+    assert mx.allclose(ours, packed, rtol=0, atol=1e-2 if dtype == mx.float16 else 1e-6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
