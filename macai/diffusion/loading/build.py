@@ -143,6 +143,7 @@ def group_sizes(model: nn.Module, precision: Precision) -> dict[str, int]:
 
 def quantise(model: nn.Module, groups: Mapping[str, int], precision: Precision) -> None:
     """Put quantised layers in the places that `groups` names."""
+    assert precision.bits is not None
     layers = dict(model.named_modules())
     quantised = [
         (path, QuantizedLinear.from_linear(layers[path], size, precision.bits))
