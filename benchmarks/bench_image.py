@@ -7,7 +7,9 @@ Weights are random: there are no others here, and they cost the same. All sides 
 float16 on disk, and compute in float32 on a CPU; macai once more with 8 bits for the linear layers.
 Each picture is a process of its own, from the folder to the PNG. The peer has an environment of its
 own (peers.toml), unless --peer-python names another. Gives the whole process, making the picture,
-and a U-Net call (prompt and negative prompt); ratios; and how far the pictures are apart.
+a U-Net call (prompt and negative prompt), what comes before the first call (text; with macai the
+weights are read meanwhile, with the peer before) and after the last one (decoding); ratios; and how
+far the pictures are apart.
 """
 
 import argparse
@@ -60,17 +62,20 @@ folder, out, steps, pixels = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys
 pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.set_progress_bar_config(disable=True)
-calls, whole = [], pipe.unet.forward
+ends, calls, whole = [], [], pipe.unet.forward
 def timed(*a, **k):
     began = time.perf_counter()
     result = whole(*a, **k)
-    calls.append(time.perf_counter() - began)
+    ends.append(time.perf_counter())
+    calls.append(ends[-1] - began)
     return result
 pipe.unet.forward = timed
 began = time.perf_counter()
 image = pipe("a lighthouse at dusk", num_inference_steps=steps, height=pixels, width=pixels,
              generator=torch.Generator().manual_seed(1)).images[0]
-print(json.dumps({"seconds": time.perf_counter() - began, "call_seconds": calls}))
+ended = time.perf_counter()
+print(json.dumps({"seconds": ended - began, "text_seconds": ends[0] - calls[0] - began,
+                  "call_seconds": calls, "decode_seconds": ended - ends[-1]}))
 image.save(out)
 """
 
@@ -119,7 +124,12 @@ def printed(output: str) -> Mapping[str, float]:
     """Return what a process said of itself in its last line."""
     said = json.loads(output.splitlines()[-1])
     call = statistics.median(said["call_seconds"])
-    return {"picture_seconds": said["seconds"], "unet_call_seconds": call}
+    return {
+        "picture_seconds": said["seconds"],
+        "unet_call_seconds": call,
+        "text_seconds": said["text_seconds"],
+        "decode_seconds": said["decode_seconds"],
+    }
 
 
 def psnr(first: str, second: str) -> float:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -37,6 +37,22 @@ Value = TypeVar("Value")
 PREVIEW_SECONDS = 2.0  # between two previews
 
 
+class Times(NamedTuple):
+    """Where the time of a picture goes, in seconds.
+
+    Attributes:
+        seconds: All of it.
+        text: Until the first step: weights are read, the prompt is encoded.
+        calls: Of each step.
+        decode: After the last one.
+    """
+
+    seconds: float
+    text: float
+    calls: list[float]
+    decode: float
+
+
 def run(
     wanted: Wanted, *, out: Path, again: Path | None, preview: bool, force: bool, as_json: bool
 ) -> None:
@@ -62,16 +78,14 @@ def run(
     )
     show = _preview(wanted, opened, preview)
     mx.reset_peak_memory()
-    began = time.perf_counter()
-    pictures, calls = _make(opened.pipeline, request, extras, show)
-    seconds = time.perf_counter() - began
+    pictures, times = _make(opened.pipeline, request, extras, show)
     files = []
     for k, (target, picture) in enumerate(zip(targets, to_bytes(pictures), strict=True)):
         own = replace(settings, seed=settings.seed + k)
         write_picture(target, picture, own)
         files.append({"path": str(target), "seed": own.seed})
     if as_json:
-        print(json.dumps(_report(files, settings, opened, seconds, calls), ensure_ascii=False))
+        print(json.dumps(_report(files, settings, opened, times), ensure_ascii=False))
         return
     for file in files:
         print(f"{file['path']}  seed {file['seed']}")
@@ -189,16 +203,19 @@ def _or(value: Value | None, default: Value) -> Value:
 
 def _make(
     pipeline: Pipeline, request: Request, extras: Extras, show: Callable[[Progress], None]
-) -> tuple[np.ndarray, list[float]]:
-    """Return the pictures, and the seconds of each call of the U-Net."""
+) -> tuple[np.ndarray, Times]:
     steps = make(pipeline, request, extras)
-    calls: list[float] = []
+    began = time.perf_counter()
+    before, calls, now = 0.0, list[float](), began
     with reporting() as progress:
         while True:
             try:
                 made = next(steps)
             except StopIteration as end:
-                return end.value, calls
+                ended = time.perf_counter()
+                return end.value, Times(ended - began, before, calls, ended - now)
+            now = time.perf_counter()
+            before = before if calls else now - made.step.seconds - began
             calls.append(made.step.seconds)
             progress(made.phase, made.step.done, made.step.total)
             show(made)
@@ -238,8 +255,7 @@ def _report(
     files: list[dict[str, Any]],
     settings: ImageSettings,
     opened: Opened,
-    seconds: float,
-    calls: list[float],
+    times: Times,
 ) -> dict[str, Any]:
     return {
         "images": files,
@@ -253,7 +269,9 @@ def _report(
         "scheduler": settings.scheduler,
         "rng": settings.rng,
         "loras": [{"file": lora.name, "matched": lora.matched} for lora, _ in opened.loras],
-        "seconds": seconds,
-        "call_seconds": calls,
+        "seconds": times.seconds,
+        "text_seconds": times.text,
+        "call_seconds": times.calls,
+        "decode_seconds": times.decode,
         "peak_memory_bytes": mx.get_peak_memory(),
     }

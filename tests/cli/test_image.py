@@ -87,6 +87,9 @@ def test_json_says_what_was_made_and_what_it_cost(make):
     result, out = make("--seed", 7, "--json", "--scheduler", "heun")
     report = json.loads(result.out)
     assert report["images"] == [{"path": str(out), "seed": 7}]
+    parts = [report["text_seconds"], *report["call_seconds"], report["decode_seconds"]]
+    assert min(parts) > 0
+    assert sum(parts) <= report["seconds"] * 1.001
     assert (report["steps"], len(report["call_seconds"])) == (
         3,
         5,
