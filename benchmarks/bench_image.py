@@ -23,36 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import in_turns, peer_python, process, tell
-from macai.bench.process import measure
+from benchmarks.random_sd import random_model
 
-_WEIGHTS = """
-import sys
-from pathlib import Path
-import macai.models
-import mlx.core as mx
-from mlx.utils import tree_map
-from macai.diffusion.loading import Models, save_folder
-from macai.diffusion.loading import known_configs as known
-from macai.diffusion.models import from_config
-from macai.diffusion.tokenizer import ClipTokenizer
-configs = {"unet": known.UNETS["sd1"], "vae": known.vae("sd1"), **known.TEXT_ENCODERS["sd1"]}
-if sys.argv[2] == "tiny":
-    configs["unet"] = configs["unet"] | {"block_out_channels": [32, 32, 64, 64]}
-    configs["vae"] = configs["vae"] | {"block_out_channels": [32, 32, 64, 64]}
-mx.random.seed(0)
-models = {name: from_config(config) for name, config in configs.items()}
-for model in models.values():
-    model.update(tree_map(lambda x: (0.6 * x).astype(mx.float16), model.parameters()))
-save_folder(
-    Models(
-        models=models,
-        configs=configs | {"pipeline": known.PIPELINES["sd1"]},
-        scheduler_config=known.SCHEDULERS["sd1"],
-        tokenizers={"text_encoder": ClipTokenizer.shipped()},
-    ),
-    Path(sys.argv[1]),
-)
-"""
 _DIFFUSERS = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -93,7 +65,7 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as scratch:
         folder, size = f"{scratch}/model", f"{chosen.pixels}x{chosen.pixels}"
-        measure([sys.executable, "-c", _WEIGHTS, folder, "tiny" if chosen.tiny else "whole"])
+        random_model("sd1-tiny" if chosen.tiny else "sd1", Path(folder))
         ours = [sys.executable, "-m", "macai", "image", "a lighthouse at dusk", "--model", folder]
         ours += ["--steps", str(chosen.steps), "--size", size, "--scheduler", "ddim"]
         ours += ["--seed", "1", "--dtype", "float32", "--force", "--json", "--out"]

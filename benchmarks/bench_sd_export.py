@@ -21,38 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Values, in_turns, peer_python, process, tell
-from macai.bench.process import measure
+from benchmarks.random_sd import random_model
 
-_WEIGHTS = """
-import sys
-from pathlib import Path
-import macai.models
-import mlx.core as mx
-from mlx.utils import tree_map
-from macai.diffusion.loading import Models, save_folder
-from macai.diffusion.loading import known_configs as known
-from macai.diffusion.models import from_config
-from macai.diffusion.tokenizer import ClipTokenizer
-unet, vae = known.UNETS["sd1"], known.vae("sd1")
-if sys.argv[2] == "small":
-    unet = unet | {"block_out_channels": [64, 128, 256, 256], "sample_size": 16}
-configs = {"unet": unet, "vae": vae | {"block_out_channels": [32] * 4}}
-# The text encoder is there to make a model of it, and small: it is not exported.
-configs["text_encoder"] = known.TEXT_ENCODERS["sd1"]["text_encoder"] | {"num_hidden_layers": 1}
-mx.random.seed(0)
-models = {name: from_config(config) for name, config in configs.items()}
-for model in models.values():
-    model.update(tree_map(lambda x: (0.6 * x).astype(mx.float16), model.parameters()))
-save_folder(
-    Models(
-        models=models,
-        configs=configs | {"pipeline": known.PIPELINES["sd1"]},
-        scheduler_config=known.SCHEDULERS["sd1"],
-        tokenizers={"text_encoder": ClipTokenizer.shipped()},
-    ),
-    Path(sys.argv[1]),
-)
-"""
 # As macai/coreml/sd/export.py does it of each component.
 _OURS = """
 import sys
@@ -119,7 +89,7 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "model"
-        measure([sys.executable, "-c", _WEIGHTS, str(folder), chosen.blocks])
+        random_model("sd1-unet" if chosen.blocks == "full" else "sd1-unet-small", folder)
         pythons = {"macai": (sys.executable, _OURS)}
         if chosen.peer == "torch":
             pythons["torch"] = (chosen.peer_python or peer_python("torch-diffusers"), _TORCH)
