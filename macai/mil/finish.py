@@ -7,6 +7,7 @@ import numpy as np
 
 from macai.errors import PackageError
 from macai.mil.dtypes import compute_dtype
+from macai.mil.half import rounded_to_half
 from macai.mil.types import DAMAGED, ListType, TensorType, ValueType
 
 Finish = Callable[[Any], tuple[Any, int]]
@@ -39,8 +40,7 @@ def finisher(type_: ValueType, *, rounds: bool, where: str) -> Finish:
             )
         if not rounds:
             return array, 0
-        half = array.astype(np.float16)
-        return half.astype(np.float32), half.size - int(np.count_nonzero(np.isfinite(half)))
+        return rounded_to_half(array)
 
     return finish
 
