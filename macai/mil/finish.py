@@ -10,8 +10,9 @@ from macai.mil.dtypes import compute_dtype
 from macai.mil.half import rounded_to_half
 from macai.mil.types import DAMAGED, ListType, TensorType, ValueType
 
-Finish = Callable[[Any], tuple[Any, int]]
-"""A result -> what a run goes on with, and how many of it rounding found not to be finite."""
+Finish = Callable[[Any, bool], tuple[Any, int]]
+"""A result, and whether it may be overwritten -> what a run goes on with, and how many of it
+rounding found not to be finite."""
 
 
 def finisher(type_: ValueType, *, rounds: bool, where: str) -> Finish:
@@ -29,7 +30,7 @@ def finisher(type_: ValueType, *, rounds: bool, where: str) -> Finish:
     declared = type_.shape
     is_static = declared is not None and None not in declared
 
-    def finish(result: Any) -> tuple[Any, int]:
+    def finish(result: Any, is_new: bool) -> tuple[Any, int]:
         array = np.asarray(result)
         if array.dtype != dtype:
             array = _converted(array, dtype, type_, where)
@@ -40,7 +41,7 @@ def finisher(type_: ValueType, *, rounds: bool, where: str) -> Finish:
             )
         if not rounds:
             return array, 0
-        return rounded_to_half(array)
+        return rounded_to_half(array, in_place=is_new and array is result)
 
     return finish
 
@@ -65,7 +66,7 @@ def _matches(shape: tuple[int, ...], declared: tuple[int | None, ...] | None) ->
 
 
 def _list_finisher(type_: ValueType, where: str) -> Finish:
-    def finish(result: Any) -> tuple[Any, int]:
+    def finish(result: Any, is_new: bool) -> tuple[Any, int]:
         if isinstance(type_, ListType) and not isinstance(result, list):
             raise PackageError(f"{where}: computed a tensor, declared {type_}", hint=DAMAGED)
         return result, 0

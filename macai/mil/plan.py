@@ -5,7 +5,7 @@ place is emptied after the last step that reads it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,7 +269,7 @@ class _Planner:
                 )
             finished = []
             for name, result, end in zip(names, results, finish, strict=True):
-                value, not_finite = end(result)
+                value, not_finite = end(result, _is_new(result, given))
                 if not_finite and all_finite(given):
                     found = constant_overflows if frame is None else frame.overflows
                     found.append(Overflow(operation.name, operation.type, name, not_finite))
@@ -281,6 +281,16 @@ class _Planner:
             return finished
 
         return compute
+
+
+def _is_new(result: Any, given: Mapping[str, Any]) -> bool:
+    """Return whether nobody else has an operation's result, as far as arrays tell."""
+    if not isinstance(result, np.ndarray) or result.base is not None:
+        return False
+    for value in given.values():
+        if any(one is result for one in (value if isinstance(value, tuple | list) else (value,))):
+            return False
+    return result.flags.c_contiguous
 
 
 def _noted(operation: Operation) -> frozenset[str]:

@@ -1,14 +1,22 @@
 """Attention and the transformer block, as in diffusers.models.{attention,attention_processor}."""
 
+from collections.abc import Callable
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from macai.diffusion.models.resnet import group_norm
+from macai.models.exponential import as_is
+from macai.models.exponential import attend as attend_by_hand
 
 SCORES = 1 << 29
 """Numbers there may be of all queries with all keys at once: 2 GiB of float32."""
 FEW_SCORES = 1 << 25  # where memory is short: 128 MiB
 IN_FLIGHT = 4  # pieces that MLX makes room for before the first is done
+CACHED_SCORES = 1 << 20
+"""On a CPU, where all of a gigabyte of scores are read and written a dozen times."""
+_MLX = mx.fast.scaled_dot_product_attention
 
 
 class Attention(nn.Module):
@@ -98,17 +106,46 @@ def attend(
     """
     most = most or SCORES
     B, heads, T, _ = q.shape
-    scores = B * heads * T * k.shape[2]
-    if scores <= most:
+    S = k.shape[2]
+    if B * heads * T * S > CACHED_SCORES and _by_hand(q):
+        return _head_by_head(q * scale, k, v)
+    if B * heads * T * S <= most:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    rows = max(1, T * (most // IN_FLIGHT) // scores)
+    rows = max(1, T * (most // IN_FLIGHT) // (B * heads * T * S))
+    return _in_pieces(
+        lambda some: mx.fast.scaled_dot_product_attention(some, k, v, scale=scale), q, rows
+    )
+
+
+def _by_hand(q: mx.array) -> bool:
+    """Return whether MLX would take exp of the scores one by one; not where that is traced."""
+    is_mlx = mx.fast.scaled_dot_product_attention is _MLX
+    return is_mlx and mx.default_device() == mx.cpu and q.dtype == mx.float32
+
+
+def _head_by_head(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """Attend with so few scores at a time that a core's cache holds them."""
+    B, heads, T, _ = q.shape
+    rows = max(1, CACHED_SCORES // k.shape[2])
+    made: list[mx.array] = []
+    flat = (x.reshape(B * heads, *x.shape[2:]) for x in (q, k, v))
+    for one, keys, values in zip(*flat, strict=True):
+        if made:
+            one = mx.depends(one, made[-1])
+        part = partial(attend_by_hand, k=keys, v=values, hide=as_is, unhide=as_is)
+        made.append(_in_pieces(part, one, rows))
+    return mx.stack(made).reshape(B, heads, T, v.shape[-1])
+
+
+def _in_pieces(function: Callable[[mx.array], mx.array], q: mx.array, rows: int) -> mx.array:
+    """Return what a function makes of queries [..., T, D], so many rows after the other."""
     pieces: list[mx.array] = []
-    for i in range(0, T, rows):
-        some = q[:, :, i : i + rows]
+    for i in range(0, q.shape[-2], rows):
+        some = q[..., i : i + rows, :]
         if pieces:  # or MLX begins with all of them at once
             some = mx.depends(some, pieces[-1])
-        pieces.append(mx.fast.scaled_dot_product_attention(some, k, v, scale=scale))
-    return mx.concatenate(pieces, axis=2)
+        pieces.append(function(some))
+    return mx.concatenate(pieces, axis=-2)
 
 
 class GEGLU(nn.Module):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from macai.mil.blocks import BLOCK, in_blocks
 from macai.mil.ops.unary import erf_array
 from macai.mil.registry import Array, op
 
@@ -15,12 +16,12 @@ def sigmoid_array(x: Array) -> Array:
 
 @op("sigmoid")
 def sigmoid(x: Array) -> Array:
-    return sigmoid_array(x)
+    return in_blocks(sigmoid_array, x)
 
 
 @op("silu")
 def silu(x: Array) -> Array:
-    return x * sigmoid_array(x)
+    return in_blocks(lambda part: part * sigmoid_array(part), x)
 
 
 @op("relu")
@@ -61,13 +62,29 @@ def elu(x: Array, alpha: float) -> Array:
 
 @op("gelu")
 def gelu(x: Array, mode: str = "EXACT") -> Array:
-    if mode == "EXACT":
-        return F(0.5) * x * (F(1) + erf_array(x / F(np.sqrt(2))))
-    if mode == "TANH_APPROXIMATION":
-        return F(0.5) * x * (F(1) + np.tanh(F(np.sqrt(2 / np.pi)) * (x + F(0.044715) * x * x * x)))
-    if mode == "SIGMOID_APPROXIMATION":
-        return x * sigmoid_array(F(1.702) * x)
-    raise ValueError(f"gelu has no mode {mode!r}")
+    if mode not in GELUS:
+        raise ValueError(f"gelu has no mode {mode!r}")
+    return in_blocks(GELUS[mode], x)
+
+
+def _exact_gelu(x: Array) -> Array:
+    return F(0.5) * x * (F(1) + erf_array(x / F(np.sqrt(2))))
+
+
+def _tanh_gelu(x: Array) -> Array:
+    return F(0.5) * x * (F(1) + np.tanh(F(np.sqrt(2 / np.pi)) * (x + F(0.044715) * x * x * x)))
+
+
+def _sigmoid_gelu(x: Array) -> Array:
+    return x * sigmoid_array(F(1.702) * x)
+
+
+GELUS = {
+    "EXACT": _exact_gelu,
+    "TANH_APPROXIMATION": _tanh_gelu,
+    "SIGMOID_APPROXIMATION": _sigmoid_gelu,
+}
+"""The function of each mode."""
 
 
 @op("linear_activation")
@@ -107,11 +124,21 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 def softmax_array(x: Array, axis: int) -> Array:
-    """Return exp(x) over its sum along `axis`; a row of nothing but -inf gives NaN."""
-    values = x - x.max(axis=axis, keepdims=True)
-    np.exp(values, out=values)  # in place: scores of attention at 64x64 are a gigabyte
-    values /= values.sum(axis=axis, keepdims=True)
-    return values
+    """Return exp(x) over its sum along `axis`; a row of nothing but -inf gives NaN.
+
+    Some rows at a time: the scores of attention at 64x64 are a gigabyte.
+    """
+    rows = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+    out = np.empty_like(rows)
+    length = rows.shape[-1] or 1
+    step = max(1, BLOCK // length)
+    flat, into = rows.reshape(-1, length), out.reshape(-1, length)
+    for begin in range(0, len(flat), step):
+        part, values = flat[begin : begin + step], into[begin : begin + step]
+        np.subtract(part, part.max(axis=-1, keepdims=True), out=values)
+        np.exp(values, out=values)
+        values /= values.sum(axis=-1, keepdims=True)
+    return np.ascontiguousarray(np.moveaxis(out, -1, axis))
 
 
 def per_channel(values: Array, x: Array) -> Array:

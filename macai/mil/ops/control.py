@@ -43,7 +43,7 @@ def _keeper(scope: Any, operation: Operation) -> Callable[[Frame, list[Any]], No
 
     def keep(frame: Frame, values: list[Any]) -> None:
         for (place, finish), value in zip(ends, values, strict=True):
-            frame.values[place] = finish(value)[0]
+            frame.values[place] = finish(value, False)[0]
 
     return keep
 

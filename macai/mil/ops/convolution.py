@@ -13,7 +13,7 @@ from macai.mil.registry import Array, Ints, op
 
 Index = tuple[Any, ...]
 
-COLUMNS_BYTES = 64 << 20
+COLUMNS_BYTES = 32 << 20
 """How much of the input is laid out for one matrix product at a time."""
 
 
@@ -87,27 +87,31 @@ def _grouped(
     x: Array, weight: Array, y: Array, strides: Ints, dilations: Ints, groups: int
 ) -> None:
     kernel, (inputs, outputs) = weight.shape[2:], (weight.shape[1], weight.shape[0] // groups)
-    rows = inputs * math.prod(kernel)
+    rows, line = inputs * math.prod(kernel), math.prod(y.shape[3:])
     matrix = weight.reshape(groups, outputs, rows)
-    per_line = max(1, 4 * rows * math.prod(y.shape[3:]))
-    lines = max(1, COLUMNS_BYTES // per_line)
+    lines = min(y.shape[2], max(1, COLUMNS_BYTES // max(1, 4 * rows * line)))
+    room = np.empty(rows * lines * line, np.float32)  # once: pages are cleared at their first use
     for b, group in product(range(x.shape[0]), range(groups)):
         source = x[b, group * inputs : (group + 1) * inputs]
-        target = y[b, group * outputs : (group + 1) * outputs]
+        target = y[b, group * outputs : (group + 1) * outputs].reshape(outputs, -1)
         for start in range(0, y.shape[2], lines):
-            part = target[:, start : start + lines]
+            sizes = (min(lines, y.shape[2] - start), *y.shape[3:])
             columns = _columns(
-                source[:, start * strides[0] :], kernel, part.shape[1:], strides, dilations
+                source[:, start * strides[0] :], kernel, sizes, strides, dilations, room
             )
-            part[...] = (matrix[group] @ columns).reshape(part.shape)
+            part = target[:, start * line : start * line + columns.shape[1]]
+            np.matmul(matrix[group], columns, out=part)
 
 
-def _columns(x: Array, kernel: Ints, sizes: Ints, strides: Ints, dilations: Ints) -> Array:
-    """[C, D...] → [C · kernel, windows]: a column has all that one window covers."""
+def _columns(
+    x: Array, kernel: Ints, sizes: Ints, strides: Ints, dilations: Ints, room: Array
+) -> Array:
+    """[C, D...] → [C · kernel, windows], in `room`: a column has all that one window covers."""
     C = x.shape[0]
     if math.prod(kernel) == 1 and x.shape[1:] == tuple(sizes):
         return x.reshape(C, -1)
-    columns = np.empty((C, math.prod(kernel), *sizes), np.float32)
+    shape = C, math.prod(kernel), *sizes
+    columns = room[: math.prod(shape)].reshape(shape)
     for number, (_, index) in enumerate(_taps(kernel, sizes, strides, dilations)):
         columns[:, number] = x[(slice(None), *index)]
     return columns.reshape(C * math.prod(kernel), -1)

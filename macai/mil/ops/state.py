@@ -133,7 +133,7 @@ def _read_step(scope: Any, operation: Operation, state: str) -> Step:
     place = scope.place(name)
 
     def step(frame: Frame) -> None:
-        frame.values[place] = finish(frame.states.read(state))[0]
+        frame.values[place] = finish(frame.states.read(state), False)[0]
 
     return step
 
