@@ -13,7 +13,7 @@ from macai.mil.function import Result
 Precision = Literal["fp32", "fp16"]
 Arrays = dict[str, np.ndarray]
 # Of decoded weights: the rest are decoded at each use, a tenth of the time of a U-Net's run.
-_WEIGHT_CACHE_BYTES = 1 << 30
+_WEIGHT_CACHE_BYTES = 1 << 28
 # Attention scores at 512x512 have 2 x 8 x 4096 x 4096 numbers, 1 GiB, before and after softmax.
 _VALUE_LIMIT_BYTES = 4 << 30
 
