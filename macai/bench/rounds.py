@@ -1,26 +1,21 @@
 """Lets the cases of all sections take turns, round after round, each in its section's process.
 
 The samples of a figure are spread over the whole run, so that a slow minute of the machine meets
-every figure, and shows in its spread instead of passing for a property of the code. Before each
-sample the machine itself is measured.
+every figure, and shows in its spread instead of passing for a property of the code. Where two
+versions are measured, they do the same case one right after the other, so that such a minute meets
+both. Before each sample the machine itself is measured.
 """
 
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from macai.bench.figure import Figure, Opener
+from macai.bench.figure import Figure
 from macai.bench.others import Others
 from macai.bench.probe import Speed
-from macai.bench.worker import serve
-from macai.errors import ModelError
+from macai.bench.sections import Sections
 
-END_SECONDS = 5.0
 FEWEST = 5
 """Rounds, whatever they take: of fewer samples nothing can be said about their spread."""
 
@@ -33,6 +28,10 @@ class Turn(NamedTuple):
     section: str
     case: int
     figures: Mapping[str, Figure]
+
+
+Together = list[tuple[int, Turn]]
+"""The same case of each side that has it, with the side's number."""
 
 
 @dataclass(slots=True)
@@ -69,73 +68,8 @@ class Run:
     complete: bool = True
 
 
-class Sections:
-    """The processes of a run. A context manager: after the block there is none."""
-
-    def __init__(self, openers: Mapping[str, Opener]) -> None:
-        """Start them; they load their models one after the other, in `open`."""
-        self._openers = dict(openers)
-        self._processes: dict[str, tuple[BaseProcess, Any]] = {}
-
-    def __enter__(self) -> "Sections":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process, connection in self._processes.values():
-            connection.close()
-            process.terminate()
-        for process, _ in self._processes.values():
-            process.join(END_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._processes = {}
-
-    def open(self, name: str) -> list[Mapping[str, Figure]]:
-        """Start a section's process and return the figures of each of its cases."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self._openers[name]), daemon=False)
-        with _held_signals():
-            process.start()
-        theirs.close()
-        self._processes[name] = process, ours
-        return self._receive(name)
-
-    def sample(self, name: str, case: int) -> tuple[dict[str, float], float]:
-        """Let a section do a case; return its values, and the processor seconds it took."""
-        self._processes[name][1].send(case)
-        return self._receive(name)
-
-    def _receive(self, name: str) -> Any:
-        process, connection = self._processes[name]
-        try:
-            answer = connection.recv()
-        except (EOFError, OSError) as e:
-            process.join(END_SECONDS)
-            code = process.exitcode
-            raise ModelError(
-                f"the process that measured '{name}' ended with code {code}",
-                hint="memory ran out? measure less at once: macai bench " + name,
-            ) from e
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-@contextmanager
-def _held_signals() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM: a new process inherits that until it ignores them."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def measure(
-    sections: Sections,
+    sides: Sequence[Sections],
     names: Sequence[str],
     probe: Callable[[], Speed],
     *,
@@ -143,11 +77,11 @@ def measure(
     budget_seconds: float,
     progress: Progress,
     should_stop: Callable[[], object],
-) -> Run:
+) -> list[Run]:
     """Open the sections, do every case once to warm up, and then `rounds` times in turns.
 
     Args:
-        sections: Started with an opener for each of `names`.
+        sides: Each made with an opener for each of `names`: one, or one a version to compare.
         names: In the order in which they are opened.
         probe: Measures the machine: see Probe.
         rounds: As many samples as each figure gets, if they fit into the budget.
@@ -156,58 +90,94 @@ def measure(
         progress: (what, done, total).
         should_stop: Asked before each sample; if true, what was measured is returned.
 
+    Returns:
+        A run for each side. Sample k of a figure was taken right before or after sample k of the
+        same figure on the other side; which comes first changes from round to round.
+
     Raises:
         MacaiError: what a section cannot do; the others are not measured either.
     """
-    run, began = Run(), time.perf_counter()
-    for number, name in enumerate(names):
-        progress("opening", number, len(names))
-        for case, figures in enumerate(sections.open(name)):
-            run.turns.append(Turn(name, case, figures))
-            for figure in figures.values():
-                run.measured[figure.id] = Measured(figure)
-    progress("opening", len(names), len(names))
-    clock, costs = _Clock(sections, probe, run), list[float]()
-    for done, turn in enumerate(run.turns):
-        if should_stop():
-            run.complete = False
-            return run
-        progress("warming up", done, len(run.turns))
+    runs, began = [Run() for _ in sides], time.perf_counter()
+    together = _opened(sides, names, runs, progress)
+    clock, costs = _Clock(sides, probe, runs), list[float]()
+    for done, turns in enumerate(together):
+        progress("warming up", done, len(together))
         before = time.perf_counter()
-        clock.take(*turn, keep="single")
+        for side, turn in turns:
+            if should_stop():
+                return _stopped(runs)
+            clock.take(side, turn, keep="single")
         costs.append(time.perf_counter() - before)
-    progress("warming up", len(run.turns), len(run.turns))
-    _leave_out(run, costs, (budget_seconds - (time.perf_counter() - began)) / FEWEST)
-    turns = list(run.turns)
+    progress("warming up", len(together), len(together))
+    together, left_out = _leave_out(
+        together, costs, (budget_seconds - (time.perf_counter() - began)) / FEWEST
+    )
+    queue = [turn for turns in together for turn in turns]
+    for side, run in enumerate(runs):
+        run.turns = [turn for at, turn in queue if at == side]
+        run.left_out = left_out
     for number in range(rounds):
         if number >= FEWEST and time.perf_counter() - began > budget_seconds:
             break
-        for done, turn in enumerate(turns):
+        for done, (side, turn) in enumerate(queue):
             if should_stop():
-                run.complete = False
-                return run
-            progress("measuring", number * len(turns) + done, rounds * len(turns))
-            clock.take(*turn, keep="repeated")
-        turns.reverse()  # what comes after what is different in every other round
-        run.rounds += 1
-    progress("measuring", rounds * len(turns), rounds * len(turns))
-    return run
+                return _stopped(runs)
+            progress("measuring", number * len(queue) + done, rounds * len(queue))
+            clock.take(side, turn, keep="repeated")
+        queue.reverse()  # what comes after what is different in every other round
+        for run in runs:
+            run.rounds += 1
+    progress("measuring", rounds * len(queue), rounds * len(queue))
+    return runs
 
 
-def _leave_out(run: Run, costs: Sequence[float], seconds: float) -> None:
-    """Take out the longest cases until a round fits into `seconds`; of each section one is kept."""
-    kept = dict(zip(range(len(costs)), costs, strict=True))
+def _opened(
+    sides: Sequence[Sections], names: Sequence[str], runs: Sequence[Run], progress: Progress
+) -> list[Together]:
+    """Open all sections; return their cases, those of two sides that measure the same together."""
+    found: dict[str, Together] = {}
+    for number, name in enumerate(names):
+        for side, (sections, run) in enumerate(zip(sides, runs, strict=True)):
+            progress("opening", number * len(sides) + side, len(names) * len(sides))
+            for case, figures in enumerate(sections.open(name)):
+                turn = Turn(name, case, figures)
+                run.turns.append(turn)
+                for figure in figures.values():
+                    run.measured[figure.id] = Measured(figure)
+                # A version may measure more of a case: its first figure says which one it is.
+                first = next((figure.id for figure in figures.values()), f"{side}, {name}, {case}")
+                found.setdefault(first, []).append((side, turn))
+    progress("opening", len(names) * len(sides), len(names) * len(sides))
+    return list(found.values())
+
+
+def _stopped(runs: list[Run]) -> list[Run]:
+    for run in runs:
+        run.complete = False
+    return runs
+
+
+def _leave_out(
+    together: Sequence[Together], costs: Sequence[float], seconds: float
+) -> tuple[list[Together], list[str]]:
+    """Take out the longest cases until a round fits into `seconds`; of each section one is kept.
+
+    Returns:
+        What is left, and what is not: each as section and parameters.
+    """
+    kept, left_out = dict(zip(range(len(costs)), costs, strict=True)), list[str]()
+    turns = [cases[0][1] for cases in together]
     for place in sorted(kept, key=lambda k: -kept[k]):
-        turn = run.turns[place]
-        others = [k for k in kept if k != place and run.turns[k].section == turn.section]
-        rates = [k for k in others if any("/s" in f.unit for f in run.turns[k].figures.values())]
+        turn = turns[place]
+        others = [k for k in kept if k != place and turns[k].section == turn.section]
+        rates = [k for k in others if any("/s" in f.unit for f in turns[k].figures.values())]
         is_rate = any("/s" in figure.unit for figure in turn.figures.values())
         if sum(kept.values()) > seconds and is_rate and rates:
             del kept[place]
             figure = next(iter(turn.figures.values()))
             at = ", ".join(f"{key} {value}" for key, value in figure.parameters.items())
-            run.left_out.append(f"{turn.section}, {at}")
-    run.turns = [run.turns[place] for place in sorted(kept)]
+            left_out.append(f"{turn.section}, {at}")
+    return [together[place] for place in sorted(kept)], left_out
 
 
 def sustain(
@@ -232,20 +202,22 @@ def sustain(
 class _Clock:
     """Takes samples and puts them where they belong."""
 
-    def __init__(self, sections: Sections, probe: Callable[[], Speed], run: Run) -> None:
-        self._sections, self._probe, self._run = sections, probe, run
+    def __init__(
+        self, sides: Sequence[Sections], probe: Callable[[], Speed], runs: Sequence[Run]
+    ) -> None:
+        self._sides, self._probe, self._runs = sides, probe, runs
         self._began = time.perf_counter()
 
-    def take(self, name: str, case: int, figures: Mapping[str, Figure], *, keep: str) -> None:
+    def take(self, side: int, turn: Turn, *, keep: str) -> None:
         """Do a case; of the values keep those that are single, or the others."""
         speed, others = self._probe(), Others()
-        values, own_seconds = self._sections.sample(name, case)
+        values, own_seconds = self._sides[side].sample(turn.section, turn.case)
         meanwhile, now = others(own_seconds), time.perf_counter() - self._began
         for key, value in values.items():
-            figure = figures[key]
+            figure = turn.figures[key]
             if figure.single != (keep == "single"):
                 continue
-            measured = self._run.measured[figure.id]
+            measured = self._runs[side].measured[figure.id]
             measured.values.append(value)
             measured.speeds.append(speed)
             measured.others.append(meanwhile)

@@ -30,6 +30,13 @@ def bench(
         tuple[Path, Path] | None,
         typer.Option(help="Measure nothing: say what differs between two reports.", metavar="A B"),
     ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another environment's: measure in turns with the macai it has.",
+            metavar="PYTHON",
+        ),
+    ] = None,
     imported: Annotated[
         list[Path] | None,
         typer.Option("--import", help="Add a device's report to that in --out; repeatable."),
@@ -44,6 +51,10 @@ def bench(
     of all figures take turns, so a slow moment of the machine meets all of them. Ctrl-C ends it
     after the sample at hand, with a report of what was measured until then.
 
+    With --beside, say ../main/.venv/bin/python, another version of macai takes turns with this one,
+    sample by sample: beside.json is its report, and comparison.md and comparison.json say what this
+    one does otherwise. It takes twice as long.
+
     Example: macai bench all --quick --package MyModel --out bench
     """
     from macai.cli.bench_reports import compare_reports, import_reports
@@ -51,12 +62,12 @@ def bench(
     from macai.errors import UsageError
 
     if compare is not None:
-        if what is not None or imported:
+        if what is not None or imported or beside:
             raise UsageError("--compare reads two reports and measures nothing")
         compare_reports(*compare, as_json=as_json)
         return
     if imported:
-        if what is not None:
+        if what is not None or beside:
             raise UsageError(
                 "--import measures nothing", hint="measure first, then import into the same --out"
             )
@@ -69,5 +80,6 @@ def bench(
         package=package,
         quick=quick,
         sustained_seconds=60 * minutes if sustained else 0.0,
+        beside=beside,
     )
     run(wanted, out=out, force=force, as_json=as_json)

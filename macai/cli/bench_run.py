@@ -1,10 +1,12 @@
 """Measures and writes the report: what `macai bench` does unless it only reads reports."""
 
 import json
+import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import typer
 
-import macai
 from macai.bench.cases.generate import open_generate
 from macai.bench.cases.image import open_image
 from macai.bench.cases.package import open_package_cases
@@ -22,11 +23,13 @@ from macai.bench.figure import Opener
 from macai.bench.placement import placements
 from macai.bench.power import energy, why_no_power
 from macai.bench.probe import Probe
-from macai.bench.report.document import Document
-from macai.bench.report.files import FILES, write_files
+from macai.bench.report.compare import compare
+from macai.bench.report.document import Document, write_report
+from macai.bench.report.files import BESIDE, FILES, remove_beside, write_comparison, write_files
 from macai.bench.report.make import Around, make_report
-from macai.bench.report.markdown import markdown
-from macai.bench.rounds import Run, Sections, Turn, measure, sustain
+from macai.bench.report.markdown import comparison_markdown, markdown
+from macai.bench.rounds import Run, Turn, measure, sustain
+from macai.bench.sections import Sections, Version
 from macai.catalog import locate_model, locate_pipeline, pipeline_names
 from macai.cli.image_open import OWN_MODEL
 from macai.cli.progress import reporting
@@ -50,6 +53,7 @@ class Wanted:
     package: Path | None
     quick: bool
     sustained_seconds: float
+    beside: Path | None
 
     @property
     def command(self) -> str:
@@ -72,37 +76,71 @@ def run(wanted: Wanted, *, out: Path, force: bool, as_json: bool) -> None:
     require_writable(out)
     _refuse_reports(out, force=force)
     openers, absent = _openers(wanted)
+    sides = [Sections(openers)]
+    if wanted.beside is not None:
+        sides.insert(0, Sections(openers, python=wanted.beside))
     probe = Probe()
     began = time.perf_counter()
-    with stop_on_signal(at_once=lambda: None) as stopped, Sections(openers) as sections:
+    with stop_on_signal(at_once=lambda: None) as stopped, ExitStack() as stack:
+        for side in sides:
+            stack.enter_context(side)
         with reporting() as progress:
             watch: dict[str, Any] = {"progress": progress, "should_stop": stopped}
-            result = measure(
-                sections,
+            runs = measure(
+                sides,
                 list(openers),
                 probe,
                 rounds=ROUNDS[wanted.quick],
-                budget_seconds=BUDGET_SECONDS[wanted.quick],
+                budget_seconds=BUDGET_SECONDS[wanted.quick] * len(sides),
                 **watch,
             )
-            curves = _curves(wanted, sections, result, **watch)
-            energies = _energies(sections, result, absent)
-        if not any(m.values for m in result.measured.values()):
+            curves = _curves(wanted, sides[-1], runs[-1], **watch)
+            energies = _energies(sides[-1], runs[-1], absent)
+        if not all(any(m.values for m in run.measured.values()) for run in runs):
             print("stopped before anything was measured: nothing is written", file=sys.stderr)
             raise typer.Exit(130)
         why = "five rounds of it would take too long on this machine"
-        absent |= dict.fromkeys(result.left_out, why)
-        extras = {"absent": absent, "sustained": curves, "energy": energies}
-        extras["placement"] = _placements(wanted, result)
-        report = _report(wanted, result, extras, probe.dtype, time.perf_counter() - began)
-        write_files(out, report)
+        absent |= dict.fromkeys(runs[-1].left_out, why)
+        shared: dict[str, Any] = {"dtype": probe.dtype, "seconds": time.perf_counter() - began}
+        shared |= {"absent": absent, "beside": secrets.token_hex(8) if wanted.beside else None}
+        extras: dict[str, Any] = {"sustained": curves, "energy": energies}
+        extras["placement"] = _placements(wanted, runs[-1])
+        reports = [_report(wanted, sides[-1].version, runs[-1], **shared, **extras)]
+        if wanted.beside is not None:  # curves, energy and placement are of this version only
+            reports.insert(0, _report(wanted, sides[0].version, runs[0], **shared))
+        text = written(out, reports, as_json=as_json)
         number = stopped()
-    print(json.dumps(report, ensure_ascii=False) if as_json else markdown(report), end="")
-    print("\n" if as_json else "", end="")
+    print(text, end="")
+    if wanted.beside is not None:
+        _name_versions(*(side.version for side in sides))
     if number:
         print(f"stopped: {out} has what was measured until then", file=sys.stderr)
         raise typer.Exit(128 + number)
     print(f"{out / FILES['html']}", file=sys.stderr)
+
+
+def written(out: Path, reports: Sequence[Document], *, as_json: bool) -> str:
+    """Write this version's report, the last one, and what it is beside; return what is printed."""
+    *others, report = reports
+    write_files(out, report)
+    remove_beside(out)
+    if not others:
+        return json.dumps(report, ensure_ascii=False) + "\n" if as_json else markdown(report)
+    write_report(out / BESIDE["report"], others[0])  # which is there even if nothing is in common
+    comparison = compare(others[0], report)
+    write_comparison(out, comparison)
+    if not as_json:
+        return f"{markdown(report)}\n{comparison_markdown(comparison)}"
+    whole = {"report": report, "beside": others[0], "comparison": comparison.to_json()}
+    return json.dumps(whole, ensure_ascii=False) + "\n"
+
+
+def _name_versions(before: Version, after: Version) -> None:
+    """Say whose code was measured: two checkouts may have the same number."""
+    for name, version in (("before", before), ("after", after)):
+        print(f"{name}: macai {version.number} in {version.folder}", file=sys.stderr)
+    if before.folder == after.folder:
+        print("both are the same files: whatever differs is chance", file=sys.stderr)
 
 
 def shown(name: str) -> str:
@@ -210,24 +248,22 @@ def _placements(wanted: Wanted, result: Run) -> list[dict[str, Any]]:
     return placements(wanted.package, packages, subjects[0])
 
 
-def _report(
-    wanted: Wanted, result: Run, extras: dict[str, Any], dtype: str, seconds: float
-) -> Document:
+def _report(wanted: Wanted, version: Version, result: Run, **about: Any) -> Document:
     name = mx.device_info().get("device_name")
     around = Around(
+        version=version.number,
+        versions=version.packages,
         chip=None if name is None else str(name),
         backend="MLX on the CPU" if mx.default_device() == mx.cpu else "MLX with Metal",
-        dtype=dtype,
         quick=wanted.quick,
-        seconds=seconds,
-        commands=[f"pip install macai=={macai.__version__}", wanted.command],
-        **extras,
+        commands=[f"pip install macai=={version.number}", wanted.command],
+        **about,
     )
     return make_report(result, around)
 
 
 def _refuse_reports(out: Path, *, force: bool) -> None:
-    for name in FILES.values():
+    for name in (*FILES.values(), *BESIDE.values()):
         if (out / name).exists() and not force:
             raise OutputError(
                 f"{out / name} exists already",

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 from typing import Any
 
@@ -52,7 +53,7 @@ def report(
     def samples(level: float, moment: float = 1.0) -> list[float]:
         found = []
         for step in walk:
-            slow = 1 + abs(draw.gauss(0, spread)) + (draw.random() < 0.05) / 3
+            slow = _slow(draw, spread)
             found.append(level / (slow * machine * moment) * (2.718281828 ** (-step)))
         return found
 
@@ -70,6 +71,51 @@ def report(
             one["machine_flops_per_second"] = samples(1e11)
             one["machine_bytes_per_second"] = samples(1e10)
     return {"kind": "macai-bench", "version": 1, "runs": [_run(figures, rounds)]}
+
+
+def reports_in_turns(
+    seed: int, *, spread: float = 0.05, drift: float = 0.1, slower: float = 1.0, rounds: int = 10
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the reports of two versions of 45 figures that took turns, sample by sample.
+
+    Args:
+        seed: Of the samples.
+        spread: As of `report`, with the same interruptions.
+        drift: What the machine slows down by during the run, and by how much it may wander as well.
+        slower: What decoding takes in the second, as a multiple.
+        rounds: Samples of a figure.
+    """
+    draw = random.Random(seed)
+    sides = _empty_figures(), _empty_figures()
+    queue = [(figures[place], figures is sides[1]) for place in range(45) for figures in sides]
+    steps, walk = rounds * len(queue), 0.0
+    for _ in range(rounds):
+        for one, is_second in queue:
+            walk += draw.gauss(drift / steps, drift / math.sqrt(steps))
+            slow = _slow(draw, spread) * math.exp(walk)
+            for key, level in (("flops", 1e11), ("bytes", 1e10)):
+                speed = level / (_slow(draw, spread) * math.exp(walk))
+                one.setdefault(f"machine_{key}_per_second", []).append(speed)
+            if one["name"] == "decode" and is_second:
+                slow *= slower
+            level = {"tokens/s": 1000 / slow, "s": 0.1 * slow}
+            one["values"].append(level.get(one["unit"], 1e9 * (1 + draw.gauss(0, 0.001))))
+        queue.reverse()
+    made = [{"kind": "macai-bench", "version": 1, "runs": [_run(f, rounds)]} for f in sides]
+    for one in made:
+        one["runs"][0]["settings"]["beside"] = "0123456789abcdef"
+    return made[0], made[1]
+
+
+def _empty_figures() -> list[dict[str, Any]]:
+    rates = ["prefill", "decode", *(f"speed {k}" for k in range(8))]
+    units = dict.fromkeys(rates, "tokens/s") | dict.fromkeys("abcd", "s") | {"memory": "bytes"}
+    return [figure(name, c, [], unit) for c in CONTEXTS[:3] for name, unit in units.items()]
+
+
+def _slow(draw: random.Random, spread: float) -> float:
+    """Return what a sample takes, as a multiple: now and then a third more."""
+    return 1 + abs(draw.gauss(0, spread)) + (draw.random() < 0.05) / 3
 
 
 def _run(figures: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
@@ -100,6 +146,7 @@ def whole_report() -> dict[str, Any]:
     first["others"] = [0.5] * 7 + [None]
     run["machine"]["backend"] = "MLX with Metal"
     run["settings"]["seconds"] = 240.0
+    run["settings"]["beside"] = "00ff00ff00ff00ff"
     run["speed"] = {
         "dtype": "float16",
         "flops_per_second": 1e13,

@@ -1,25 +1,43 @@
-import multiprocessing
+import subprocess
 from functools import partial
 
 import pytest
 
+from macai.bench import sections as processes
 from macai.bench.probe import Probe, Speed
-from macai.bench.rounds import FEWEST, Sections, Turn, measure, sustain
+from macai.bench.rounds import FEWEST, Turn, measure, sustain
+from macai.bench.sections import Sections
 from macai.errors import ModelError
 from tests.bench.turns import (
     open_defect,
     open_dying,
     open_nothing,
+    open_pairs,
     open_single,
     open_slow,
     open_two,
 )
 
 
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    """The processes that a test starts: none may be left after it."""
+    found = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            found.append(self)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Noted)
+    yield found
+    assert all(process.returncode is not None for process in found)
+
+
 def run(openers, *, rounds=2, budget=1e9, stop=lambda: False):
     with Sections(openers) as sections:
-        result = measure(
-            sections,
+        [result] = measure(
+            [sections],
             list(openers),
             lambda: Speed(2e11, 1e10),
             rounds=rounds,
@@ -27,14 +45,14 @@ def run(openers, *, rounds=2, budget=1e9, stop=lambda: False):
             progress=lambda what, done, total: None,
             should_stop=stop,
         )
-    assert multiprocessing.active_children() == []
     return result
 
 
-def test_cases_of_all_sections_take_turns_and_every_other_round_goes_backwards(tmp_path):
+def test_cases_of_all_sections_take_turns_and_every_other_round_goes_backwards(tmp_path, started):
     log = tmp_path / "log"
     result = run({"x": partial(open_two, log, "a", "b"), "y": partial(open_two, log, "c", "d")})
     assert "".join(log.read_text().split()) == "abcd" + "abcd" + "dcba"
+    assert len(started) == 2  # a process a section
     assert result.complete
     assert {len(m.values) for m in result.measured.values()} == {2}  # not what warmed up
     for measured in result.measured.values():
@@ -111,3 +129,52 @@ def test_a_sustained_run_goes_on_until_its_time_is_over(tmp_path):
     assert set(curve["values"]) == {1.0}
     assert curve["seconds"] == sorted(curve["seconds"])
     assert 0.2 < curve["seconds"][-1] < 5
+
+
+def run_two(first, second, *, rounds=2, budget=1e9, stop=lambda: False):
+    """Measure two versions, each as its opener of the one section says."""
+    with Sections({"x": first}) as one, Sections({"x": second}) as other:
+        return measure(
+            [one, other],
+            ["x"],
+            lambda: Speed(2e11, 1e10),
+            rounds=rounds,
+            budget_seconds=budget,
+            progress=lambda what, done, total: None,
+            should_stop=stop,
+        )
+
+
+def test_two_versions_take_turns_sample_by_sample_and_change_who_is_first(tmp_path):
+    log = tmp_path / "log"
+    runs = run_two(*(partial(open_pairs, log, side, "ab") for side in "12"))
+    assert log.read_text().split() == [
+        *("a1", "a2", "b1", "b2"),  # to warm up
+        *("a1", "a2", "b1", "b2"),
+        *("b2", "b1", "a2", "a1"),
+    ]
+    assert [run.rounds for run in runs] == [2, 2]
+    assert [len(m.values) for run in runs for m in run.measured.values()] == [2, 2, 2, 2]
+
+
+def test_what_only_one_version_can_measure_is_measured_of_that_one(tmp_path):
+    log = tmp_path / "log"
+    runs = run_two(partial(open_pairs, log, "1", "b"), partial(open_pairs, log, "2", "ab"))
+    assert log.read_text().split()[:3] == ["b1", "b2", "a2"]
+    assert [[turn.case for turn in run.turns] for run in runs] == [[0], [1, 0]]
+
+
+def test_of_two_versions_the_same_is_left_out(tmp_path):
+    openers = [partial(open_slow, tmp_path / side) for side in "12"]
+    runs = run_two(*openers, rounds=FEWEST, budget=0.0)
+    assert {tuple(run.left_out) for run in runs} == {("x, size huge", "x, size large")}
+    for side in "12":
+        assert (tmp_path / side).read_text().split()[3:] == ["small"] * FEWEST
+
+
+def test_two_versions_that_are_stopped_keep_what_they_have(tmp_path):
+    asked = iter([False] * 7 + [True])
+    openers = [partial(open_pairs, tmp_path / "log", side, "ab") for side in "12"]
+    runs = run_two(*openers, stop=lambda: next(asked))
+    assert [run.complete for run in runs] == [False, False]
+    assert [len(m.values) for run in runs for m in run.measured.values()] == [1, 1, 1, 0]

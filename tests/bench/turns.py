@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from macai.bench.figure import Case, Figure
+from macai.bench.memory import footprint_bytes
 from macai.errors import ModelError
 
 
@@ -16,6 +17,7 @@ class Noted:
 
     def __init__(self, log: Path, name: str, *, single: bool = False) -> None:
         self._log, self._name = log, name
+        self.says = name
         figure = Figure(
             section="generate",
             name=name,
@@ -28,7 +30,7 @@ class Noted:
 
     def sample(self) -> Mapping[str, float]:
         with self._log.open("a") as log:
-            log.write(f"{self._name}\n")
+            log.write(f"{self.says}\n")
         return {"value": 1.0}
 
 
@@ -79,3 +81,24 @@ def open_nothing() -> list[Case]:
 
 def open_defect() -> list[Case]:
     raise ZeroDivisionError("a defect")
+
+
+class Footprint(Noted):
+    """Takes as long as this version of macai does to ask for its memory."""
+
+    def sample(self) -> Mapping[str, float]:
+        began = time.perf_counter()
+        footprint_bytes()
+        return {"value": time.perf_counter() - began}
+
+
+def open_pairs(log: Path, side: str, names: str) -> list[Case]:
+    """Cases of the same figures on either side, which note the side as well."""
+    cases = [Noted(log, name) for name in names]
+    for case in cases:
+        case.says += side
+    return list(cases)
+
+
+def open_footprint(log: Path) -> list[Case]:
+    return [Footprint(log, "footprint")]

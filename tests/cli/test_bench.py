@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from macai.bench.report.document import read_report, write_report
-from tests.bench.samples import report, whole_report
+from macai.cli.bench_run import written
+from macai.errors import ReportError
+from tests.bench.elsewhere import other_environment
+from tests.bench.samples import report, reports_in_turns, whole_report
 
 
 @pytest.fixture
@@ -56,9 +59,49 @@ def test_a_hostile_report_is_refused_and_leaves_what_was_there(macai, tmp_path):
     assert not (tmp_path / "bench").exists()
 
 
+def test_what_two_versions_in_turns_leave_is_compared_again_alike(macai, tmp_path):
+    before, after = reports_in_turns(1, slower=1.1)
+    text = written(tmp_path, [before, after], as_json=False)
+    files = {"report.json", "report.md", "report.html"}
+    beside = {"beside.json", "comparison.json", "comparison.md"}
+    assert {file.name for file in tmp_path.iterdir()} == files | beside
+    assert read_report(tmp_path / "report.json") == after
+    said = (tmp_path / "comparison.md").read_text()
+    assert text == (tmp_path / "report.md").read_text() + "\n" + said
+    assert "The two took turns, sample by sample." in said
+    assert "| generate: tiny: decode (context all) |" in said
+    reports = (tmp_path / "beside.json", tmp_path / "report.json")
+    assert macai("bench", "--compare", *reports).out == said
+    again = json.loads(macai("bench", "--compare", *reports, "--json").out)
+    assert again["in_turns"]
+    assert again == json.loads((tmp_path / "comparison.json").read_text())
+    assert "right before or after that of another version" in (tmp_path / "report.html").read_text()
+    written(tmp_path, [report(1)], as_json=False)  # what was beside the old one is not of this
+    assert {file.name for file in tmp_path.iterdir()} == files
+
+
+def test_as_json_two_versions_are_one_object(tmp_path):
+    before, after = reports_in_turns(1)
+    found = json.loads(written(tmp_path, [before, after], as_json=True))
+    assert (found["report"], found["beside"]) == (after, before)
+    assert found["comparison"] == json.loads((tmp_path / "comparison.json").read_text())
+
+
+def test_reports_of_versions_with_nothing_in_common_are_written_all_the_same(tmp_path):
+    before, after = reports_in_turns(1)
+    for figure in before["runs"][0]["figures"]:
+        figure["id"] += "/old"
+    with pytest.raises(ReportError, match="no figure in common"):
+        written(tmp_path, [before, after], as_json=False)
+    assert read_report(tmp_path / "beside.json") == before
+    assert read_report(tmp_path / "report.json") == after
+
+
 def test_flags_that_do_not_go_together_are_refused(macai, two):
     assert "measures nothing" in macai("bench", "all", "--compare", *two).err
     assert "measures nothing" in macai("bench", "train", "--import", two[0]).err
+    assert "measures nothing" in macai("bench", "--beside", "python", "--compare", *two).err
+    assert "measures nothing" in macai("bench", "--beside", "python", "--import", two[0]).err
 
 
 def test_a_section_without_what_it_needs_says_what_it_needs(macai, tmp_path):
@@ -126,3 +169,28 @@ def test_ctrl_c_leaves_a_report_of_what_was_measured(tiny_dir, tmp_path):
     [made] = read_report(out / "report.json")["runs"]
     assert not made["settings"]["complete"]
     assert "It was stopped before its end" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_slower_decoder_of_another_version_is_found_in_turns(tiny_dir, tmp_path):
+    python, copied = other_environment(tmp_path)
+    decode = copied / "generate/decode.py"
+    text, step = decode.read_text(), "        token_id = cast(int, token.item())\n"
+    assert step in text
+    decode.write_text(text.replace(step, f"        __import__('time').sleep(0.01)\n{step}"))
+    out = tmp_path / "bench"
+    run = subprocess.run(
+        command("generate", "--quick", "--model", tiny_dir, "--beside", python, "--out", out),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"before: macai 0.0.9 in {copied}" in run.stderr
+    [before] = read_report(out / "beside.json")["runs"]
+    [after] = read_report(out / "report.json")["runs"]
+    assert before["settings"] == after["settings"]
+    assert (before["tool"], before["commands"][0]) == ("macai 0.0.9", "pip install macai==0.0.9")
+    found = json.loads((out / "comparison.json").read_text())
+    verdicts = {figure["id"]: figure["verdict"] for figure in found["figures"]}
+    assert verdicts[f"generate/{tiny_dir.name}/decode/context=32/batch=1"] == "faster"
+    assert found["missing"] == []

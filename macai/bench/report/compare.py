@@ -11,15 +11,30 @@ doubts, each of which can only take differences away:
   concern;
 - **chance**: Yuen's test of trimmed means of logarithms, with the error raised by the likeness of
   neighbouring samples, and Holm's correction for the number of figures.
+
+Of two versions that were measured in turns the samples are pairs, and what is tested is their
+ratios: what the machine did meanwhile met both of a pair. What is measured at several sizes is
+tested over all of them as well, which finds what ten pairs of one size are too few for.
 """
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from macai.bench import statistics as stats
+from macai.bench.report.shifts import (
+    FEWEST,
+    Both,
+    Shift,
+    chance,
+    likeness,
+    logarithms,
+    ratios,
+    shift_of_pairs,
+    shift_of_runs,
+)
 from macai.errors import ReportError
 
 LEAST_OF_TIME, LEAST_OF_MEMORY = 0.03, 0.05
@@ -28,11 +43,9 @@ LEAST_BYTES = 16 << 20
 """And bytes: what allocators keep is the same all through a run, and other in the next."""
 ELASTICITY = 1.5
 """By how much more than the probe a figure may slow down with the machine."""
-FEWEST = 4
-"""Samples on either side."""
 LEVEL = 0.05
-_FLOOR = 0.002
-"""Clocks and allocators are no better than this share: the least standard deviation."""
+_SIZES = ("context", "length")
+_PROBES = ("machine_flops_per_second", "machine_bytes_per_second")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +53,8 @@ class Difference:
     """Of one figure that both reports have.
 
     Attributes:
-        change: Of the median from the first to the second, as a share: 0.1 is a tenth more.
+        change: Of the median from the first to the second, as a share: 0.1 is a tenth more. Of
+            versions measured in turns, the trimmed mean of the ratios of pairs.
         low: With `high` the range of changes that the machine alone may explain.
         p: The adjusted probability of such a difference by chance; None where there are too few
             samples to say.
@@ -72,6 +86,7 @@ class Comparison:
     differences: Sequence[Difference]
     missing: Sequence[str]
     same_machine: bool
+    in_turns: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -79,6 +94,7 @@ class Comparison:
             "kind": "macai-bench-comparison",
             "version": 1,
             "same_machine": self.same_machine,
+            "in_turns": self.in_turns,
             "figures": [
                 {
                     "id": d.figure["id"],
@@ -117,96 +133,154 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
             "the two reports have no figure in common",
             hint="measure the same sections of the same models with the same flags",
         )
-    pairs = [(ours[name], theirs[name]) for name in common]
+    both = [(ours[name], theirs[name]) for name in common]
     missing = [*(n for n in ours if n not in theirs), *(n for n in theirs if n not in ours)]
-    return Comparison(a, b, _differences(pairs, a, b), missing, a["machine"] == b["machine"])
+    in_turns = _beside(a) is not None and _beside(a) == _beside(b)
+    rows = _rows_in_turns(both) if in_turns else _rows(both)
+    found = _judged(rows, _machine_in_turns(both) if in_turns else _machine(a, b))
+    return Comparison(a, b, found, missing, a["machine"] == b["machine"], in_turns)
 
 
-def _differences(
-    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-    a: Mapping[str, Any],
-    b: Mapping[str, Any],
-) -> list[Difference]:
-    alike = _likeness([figure for pair in pairs for figure in pair])
-    machine = _machine(a, b)
-    tested = [_tested(x, y, machine, alike) for x, y in pairs]
-    known = [p for *_, p in tested if p is not None]
-    adjusted = iter(stats.holm(known))
+def _beside(run: Mapping[str, Any]) -> str | None:
+    return run["settings"].get("beside")
+
+
+class _Row(NamedTuple):
+    """A figure before it is judged: its medians, their change as a share, and the shift."""
+
+    figure: Mapping[str, Any]
+    before: float
+    after: float
+    change: float
+    shift: Shift
+
+
+def _rows(both: Sequence[Both]) -> list[_Row]:
+    """Return the figures of two runs, one after the other."""
+    figures = [figure for pair in both for figure in pair]
+    alike = likeness([(figure, logarithms(figure["values"])) for figure in figures])
+    rows = []
+    for pair in both:
+        before, after = (statistics.median(figure["values"]) for figure in pair)
+        change = after / before - 1 if before else 0.0
+        shift = shift_of_runs(pair, alike[pair[0]["section"]])
+        rows.append(_Row(pair[0], before, after, change, shift))
+    return rows
+
+
+def _rows_in_turns(both: Sequence[Both]) -> list[_Row]:
+    """Return what stands for several figures of two versions that took turns, and the figures."""
+    apart = {pair[0]["id"]: ratios(pair) for pair in both}
+    alike = likeness([(pair[0], apart[pair[0]["id"]]) for pair in both])
+    rows = []
+    for group in _groups(both).values():
+        of_rounds = zip(*(apart[x["id"]] for x, _ in group), strict=False)
+        values = [ratio for of_round in of_rounds for ratio in of_round]
+        shift = shift_of_pairs(values, [stats.autocorrelation(values)])
+        before, after = (_middle(side) for side in zip(*group, strict=True))
+        rows.append(_Row(_of_all_sizes(group[0][0]), before, after, math.expm1(shift.mean), shift))
+    for pair in both:
+        figure = pair[0]
+        before, after = (statistics.median(f["values"]) for f in pair)
+        shift = shift_of_pairs(apart[figure["id"]], alike[figure["section"]])
+        rows.append(_Row(figure, before, after, math.expm1(shift.mean), shift))
+    return rows
+
+
+def _groups(both: Sequence[Both]) -> dict[str, list[Both]]:
+    """Return what is measured at several sizes; not memory, whose least is that of one figure."""
+    found: dict[str, list[Both]] = {}
+    for x, y in both:
+        if x["unit"] != "bytes" and min(len(x["values"]), len(y["values"])) >= FEWEST:
+            found.setdefault(_of_all_sizes(x)["id"], []).append((x, y))
+    return {name: group for name, group in found.items() if len(group) > 1}
+
+
+def _of_all_sizes(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands for a figure and those that differ from it in their size only."""
+    at = {k: "all" if k in _SIZES else value for k, value in figure["parameters"].items()}
+    name = [figure["section"], figure["subject"], figure["name"].replace(" ", "-")]
+    kept = {key: figure[key] for key in ("section", "name", "subject", "unit", "better")}
+    pairs = [f"{key}={value}" for key, value in at.items()]
+    return {"id": "/".join([*name, *pairs]), **kept, "parameters": at}
+
+
+def _middle(figures: Sequence[Mapping[str, Any]]) -> float:
+    """Return the geometric mean of medians."""
+    return math.exp(statistics.fmean(logarithms([statistics.median(f["values"]) for f in figures])))
+
+
+def _judged(rows: Sequence[_Row], machine: tuple[float, float]) -> list[Difference]:
+    """Return the differences, each with a chance that is adjusted for their number."""
+    explained = [_explained(row.figure, machine) for row in rows]
+    chances = [
+        chance(row.shift, *ends, _least(row.figure, row.before))
+        for row, ends in zip(rows, explained, strict=True)
+    ]
+    adjusted = iter(stats.holm([p for p in chances if p is not None]))
     found = []
-    for (x, y), (shift, low, high, chance) in zip(pairs, tested, strict=True):
-        p = None if chance is None else next(adjusted)
-        before, after = (statistics.median(figure["values"]) for figure in (x, y))
+    for row, (low, high), raw in zip(rows, explained, chances, strict=True):
+        p = None if raw is None else next(adjusted)
         found.append(
             Difference(
-                figure=x,
-                before=before,
-                after=after,
-                change=after / before - 1 if before else 0.0,
+                figure=row.figure,
+                before=row.before,
+                after=row.after,
+                change=row.change,
                 low=math.expm1(low),
                 high=math.expm1(high),
                 p=p,
-                verdict=_verdict(x, shift, p),
+                verdict=_verdict(row.figure, row.shift.mean, p),
             )
         )
     return found
 
 
-def _tested(
-    x: Mapping[str, Any],
-    y: Mapping[str, Any],
-    machine: tuple[float, float],
-    alike: Mapping[str, list[float]],
-) -> tuple[float, float, float, float | None]:
-    """Return the shift of logarithms, the range the machine may explain, and the chance."""
-    first, second = (_logarithms(f["values"]) for f in (x, y))
-    is_memory, is_time = x["unit"] == "bytes", x["unit"] == "s"
-    # Faster by the machine is more of a rate and less of a time; memory does not depend on it.
-    low, high = (0.0, 0.0) if is_memory else machine
-    low, high = (-high, -low) if is_time else (low, high)
-    if min(len(first), len(second)) < FEWEST:
-        shift = statistics.median(second) - statistics.median(first)
-        return shift, low, high, None
-    before = statistics.median(x["values"])
-    least = math.log1p(LEAST_OF_TIME)
-    if is_memory:
-        least = math.log1p(max(LEAST_OF_MEMORY, LEAST_BYTES / max(before, 1.0)))
-    spreads = [stats.trimmed(values) for values in (first, second)]
-    shift = spreads[1].mean - spreads[0].mean
-    beyond = max(shift - (high + least), (low - least) - shift)
-    parts = []
-    for spread, values in zip(spreads, (first, second), strict=True):
-        worse = stats.inflation(alike[x["section"]], len(values))
-        parts.append(max(spread.variance, _FLOOR**2 / len(values)) * worse)
-    if beyond <= 0:
-        return shift, low, high, 1.0
-    variance = sum(parts)
-    freedom = variance**2 / sum(v**2 / s.freedom for v, s in zip(parts, spreads, strict=True))
-    chance = min(1.0, 2 * stats.student_tail(beyond / math.sqrt(variance), freedom))
-    return shift, low, high, chance
+def _explained(figure: Mapping[str, Any], machine: tuple[float, float]) -> tuple[float, float]:
+    """Return the range of a figure's shift that the machine may explain, by that of rates."""
+    if figure["unit"] == "bytes":  # memory does not depend on it
+        return 0.0, 0.0
+    low, high = machine
+    return (-high, -low) if figure["unit"] == "s" else (low, high)
 
 
-def _likeness(figures: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return by section how much neighbouring samples are alike, figure by figure."""
-    found: dict[str, list[float]] = {}
-    for figure in figures:
-        own = found.setdefault(figure["section"], [])
-        if figure["unit"] != "bytes" and len(figure["values"]) >= FEWEST:
-            own.append(stats.autocorrelation(_logarithms(figure["values"])))
-    return found
+def _least(figure: Mapping[str, Any], before: float) -> float:
+    """Return what a logarithm must move by for anybody to care."""
+    if figure["unit"] == "bytes":
+        return math.log1p(max(LEAST_OF_MEMORY, LEAST_BYTES / max(before, 1.0)))
+    return math.log1p(LEAST_OF_TIME)
 
 
 def _machine(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
     """Return the range of shifts of a rate, in logarithms, that the machine alone may explain."""
-    shifts = [0.0]
-    for key in ("machine_flops_per_second", "machine_bytes_per_second"):
+    shifts = []
+    for key in _PROBES:
         both = [[v for f in run["figures"] for v in f.get(key, ())] for run in (a, b)]
         if all(both):
-            before, after = (statistics.median(_logarithms(values)) for values in both)
-            shifts.append(ELASTICITY * (after - before))
+            before, after = (statistics.median(logarithms(values)) for values in both)
+            shifts.append(after - before)
     left = [_left(run) for run in (a, b)]
     if left[0] and left[1]:
-        shifts.append(ELASTICITY * math.log(left[1] / left[0]))
-    return min(shifts), max(shifts)
+        shifts.append(math.log(left[1] / left[0]))
+    return _range(shifts)
+
+
+def _machine_in_turns(both: Sequence[Both]) -> tuple[float, float]:
+    """Return that range by what the machine's speed differed by right before both of a pair.
+
+    What others left of the processors is not asked: turns share it alike, and a version that waits
+    leaves more to others.
+    """
+    shifts = []
+    for key in _PROBES:
+        apart = [r for x, y in both if key in x and key in y for r in ratios((x, y), key)]
+        shifts += [statistics.median(apart)] if apart else []
+    return _range(shifts)
+
+
+def _range(shifts: Sequence[float]) -> tuple[float, float]:
+    """Return what a rate may move by if it follows the machine by any share up to ELASTICITY."""
+    return ELASTICITY * min([0.0, *shifts]), ELASTICITY * max([0.0, *shifts])
 
 
 def _left(run: Mapping[str, Any]) -> float | None:
@@ -215,10 +289,6 @@ def _left(run: Mapping[str, Any]) -> float | None:
     if not taken:
         return None
     return max(0.1, float(run["machine"]["cores"]) - statistics.fmean(taken))
-
-
-def _logarithms(values: Sequence[float]) -> list[float]:
-    return [math.log(max(value, 1e-12)) for value in values]
 
 
 def _verdict(figure: Mapping[str, Any], shift: float, p: float | None) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import macai
 from macai.bench.report.document import KIND, VERSION, Document
 from macai.bench.rounds import Measured, Run
 from macai.bench.statistics import quantile, summarise
-from macai.page.machine import machine, versions
+from macai.page.machine import machine
 
 BEST = 0.95
 """The quantile of the probes that counts as what the machine can do, in a disturbed run too."""
@@ -21,12 +20,16 @@ class Around:
     """What a report has besides the run.
 
     Attributes:
+        version: Of macai, and versions: of each package.
         chip: The processor's name, and backend: what MLX computes with.
         dtype: What the machine's own speed was measured in.
         commands: How to do it again.
         absent: What is not in the report, and why.
+        beside: What this report and that of the version it was measured beside share.
     """
 
+    version: str
+    versions: Mapping[str, str | None]
     chip: str | None
     backend: str
     dtype: str
@@ -37,6 +40,7 @@ class Around:
     sustained: Sequence[Mapping[str, Any]] = ()
     placement: Sequence[Mapping[str, Any]] = ()
     energy: Sequence[Mapping[str, Any]] = ()
+    beside: str | None = None
 
 
 def make_report(run: Run, around: Around) -> Document:
@@ -50,14 +54,15 @@ def make_report(run: Run, around: Around) -> Document:
         "runs": [
             {
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "tool": f"macai {macai.__version__}",
+                "tool": f"macai {around.version}",
                 "machine": {**machine(), **chip, "backend": around.backend},
-                "versions": versions(),
+                "versions": dict(around.versions),
                 "settings": {
                     "quick": around.quick,
                     "rounds": run.rounds,
                     "complete": run.complete,
                     "seconds": round(around.seconds, 1),
+                    **({"beside": around.beside} if around.beside else {}),
                 },
                 "commands": list(around.commands),
                 "speed": speed,

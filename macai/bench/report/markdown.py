@@ -1,9 +1,10 @@
-"""A report as Markdown: for a pull request."""
+"""A report, and what two of them say together, as Markdown: for a pull request."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from macai.bench.report.compare import Comparison
 from macai.bench.report.make import summarised
 from macai.bench.report.words import SECTIONS, title
 from macai.page.words import amount, interval, machine_line, scaled
@@ -15,6 +16,39 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~])")
 def markdown(report: Mapping[str, Any]) -> str:
     """Return the whole report; what others wrote in it is escaped."""
     return "\n\n".join("\n".join(_run(run)) for run in report["runs"]) + "\n"
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Return a comparison: what is significant comes first."""
+    lines = []
+    for name, run in (("before", comparison.first), ("after", comparison.second)):
+        line = f"{run['tool']}, {machine_line(run)}, {run['date']}"
+        lines += [f"{name}: {escaped(line)}", ""]
+    if comparison.in_turns:
+        lines += ["The two took turns, sample by sample.", ""]
+    if not comparison.same_machine:
+        lines += ["These are two machines: what differs is not the code's alone.", ""]
+    ordered = sorted(comparison.differences, key=lambda d: not d.is_significant)
+    rows = []
+    for d in ordered:
+        unit = d.figure["unit"]
+        rows.append(
+            [
+                escaped(f"{d.figure['section']}: {d.figure['subject']}: {title(d.figure)}"),
+                amount(d.before, unit),
+                amount(d.after, unit),
+                f"{d.change:+.1%}",
+                f"{d.low:+.1%} to {d.high:+.1%}",
+                "" if d.p is None else f"{d.p:.2g}",
+                f"**{d.verdict}**" if d.is_significant else d.verdict,
+            ]
+        )
+    head = ["", "before", "after", "change", "the machine's", "p", ""]
+    significant = sum(d.is_significant for d in comparison.differences)
+    lines += [*table(head, rows), ""]
+    lines.append(f"{significant} of {len(rows)} figures differ significantly.")
+    lines += [f"only in one: {escaped(name)}" for name in comparison.missing]
+    return "\n".join(lines) + "\n"
 
 
 def escaped(text: object) -> str:

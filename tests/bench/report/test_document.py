@@ -76,6 +76,7 @@ FIGURE = ("runs", 0, "figures", 1)
         (("runs", 0, "machine", "cores"), 0, "bigger than or equal to 1"),
         (("runs", 0, "machine", "hostname"), "alices-mac", "must not contain"),
         (("runs", 0, "date"), "yesterday", "must match pattern"),
+        (("runs", 0, "settings", "beside"), "me", "must match pattern"),
         (("runs", 0, "sustained", 0, "values"), [1.0], "not as many seconds as values"),
     ],
 )
