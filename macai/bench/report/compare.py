@@ -14,7 +14,8 @@ doubts, each of which can only take differences away:
 
 Of two versions that were measured in turns the samples are pairs, and what is tested is their
 ratios: what the machine did meanwhile met both of a pair. What is measured at several sizes is
-tested over all of them as well, which finds what ten pairs of one size are too few for.
+tested over all of them as well, which finds what ten pairs of one size are too few for: they leave
+five degrees of freedom.
 """
 
 import math
