@@ -29,6 +29,7 @@ from macai.bench.report.shifts import (
     FEWEST,
     Both,
     Shift,
+    certain,
     chance,
     likeness,
     logarithms,
@@ -269,13 +270,16 @@ def _machine(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
 def _machine_in_turns(both: Sequence[Both]) -> tuple[float, float]:
     """Return that range by what the machine's speed differed by right before both of a pair.
 
-    What others left of the processors is not asked: turns share it alike, and a version that waits
-    leaves more to others.
+    Only by as much as is certain: turns share the machine, so what its speed differs by at random
+    is in the spread of the pairs as well. What others left of the processors is not asked: a
+    version that waits leaves more to others.
     """
     shifts = []
     for key in _PROBES:
-        apart = [r for x, y in both if key in x and key in y for r in ratios((x, y), key)]
-        shifts += [statistics.median(apart)] if apart else []
+        # Figures of one sample have its probe in common, which counts once.
+        probed = {(*x[key], *y[key]): (x, y) for x, y in both if key in x and key in y}
+        apart = [ratio for pair in probed.values() for ratio in ratios(pair, key)]
+        shifts += [certain(shift_of_pairs(apart, []))] if len(apart) >= FEWEST else []
     return _range(shifts)
 
 

@@ -67,6 +67,12 @@ def chance(shift: Shift, low: float, high: float, least: float) -> float | None:
     return min(1.0, 2 * tail)
 
 
+def certain(shift: Shift) -> float:
+    """Return the end next to 0 of its 95 % interval; 0 if that holds 0."""
+    reach = stats.student_quantile(0.975, shift.freedom) * math.sqrt(shift.variance)
+    return math.copysign(max(0.0, abs(shift.mean) - reach), shift.mean)
+
+
 def likeness(
     samples: Sequence[tuple[Mapping[str, Any], Sequence[float]]],
 ) -> dict[str, list[float]]:
