@@ -106,15 +106,3 @@ def test_a_report_beside_itself_is_the_same():
     made, _ = reports_in_turns(8)
     assert significant(made, made) == {}
     assert not compare(report(1), report(1)).in_turns
-
-
-def test_probes_that_vary_without_a_direction_explain_nothing():
-    first, second = reports_in_turns(9, slower=1.1)
-    for side, made in enumerate((first, second)):
-        for figure in made["runs"][0]["figures"]:
-            speeds = figure["machine_bytes_per_second"]
-            factors = [1.0 if (k + side) % 2 else 3.0 for k in range(len(speeds))]
-            figure["machine_bytes_per_second"] = [
-                speed * factor for speed, factor in zip(speeds, factors, strict=True)
-            ]
-    assert DECODE in significant(first, second)
