@@ -25,7 +25,7 @@ from macai.bench.power import energy, why_no_power
 from macai.bench.probe import Probe
 from macai.bench.report.compare import compare
 from macai.bench.report.document import Document, write_report
-from macai.bench.report.files import BESIDE, FILES, remove_beside, write_comparison, write_files
+from macai.bench.report.files import BESIDE, FILES, write_comparison, write_files
 from macai.bench.report.make import Around, make_report
 from macai.bench.report.markdown import comparison_markdown, markdown
 from macai.bench.rounds import Run, Turn, measure, sustain
@@ -123,7 +123,6 @@ def written(out: Path, reports: Sequence[Document], *, as_json: bool) -> str:
     """Write this version's report, the last one, and what it is beside; return what is printed."""
     *others, report = reports
     write_files(out, report)
-    remove_beside(out)
     if not others:
         return json.dumps(report, ensure_ascii=False) + "\n" if as_json else markdown(report)
     write_report(out / BESIDE["report"], others[0])  # which is there even if nothing is in common

@@ -43,10 +43,12 @@ def test_a_devices_report_is_put_beside_ours_once(macai, tmp_path):
     device, out = tmp_path / "device.json", tmp_path / "bench"
     write_report(device, report(7, probed=False))
     write_report(tmp_path / "bench" / "report.json", whole_report())
+    (out / "comparison.json").write_text("{}")
     for _ in range(2):
         assert macai("bench", "--import", device, "--out", out).code == 0
         assert len(read_report(out / "report.json")["runs"]) == 2
     assert (out / "report.html").read_text().count("<h1>Apple M9</h1>") == 2
+    assert not (out / "comparison.json").exists()
     assert (out / "report.md").read_text().count("## macai bench: Apple M9") == 2
 
 

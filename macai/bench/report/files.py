@@ -20,13 +20,18 @@ BESIDE: Mapping[str, str] = {
 
 
 def write_files(folder: Path, report: Document) -> None:
-    """Write report.json, report.md and report.html, each whole or not at all; the JSON first."""
+    """Write report.json, report.md and report.html, each whole or not at all; the JSON first.
+
+    What an earlier report here was compared with goes: it is not of this one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_report(folder / FILES["json"], report)
     texts: dict[str, Any] = {"md": markdown(report), "html": page(report)}
     for kind, text in texts.items():
         with atomic_file(folder / FILES[kind]) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    for name in BESIDE.values():
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -39,8 +44,3 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         with atomic_file(folder / BESIDE[kind]) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-
-def remove_beside(folder: Path) -> None:
-    """Remove what was written beside a report that is replaced: it is not of the new one."""
-    for name in BESIDE.values():
-        (folder / name).unlink(missing_ok=True)
