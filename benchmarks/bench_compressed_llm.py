@@ -2,16 +2,18 @@
 
     python -m benchmarks.bench_compressed_llm [--schemes int4-32 palette4-16] [--bits 4.5]
 
-English text is what Python packages here say of themselves: one in three to evaluate on, the others
-to calibrate with. Prints one JSON line for each scheme, with rounding alone and with errors fed
-back (gptq.py); with --bits, one for the mix of the schemes that sensitivity.py chooses, too.
+Evaluated on what Python packages here say of themselves, and on the text that macai export compares
+with; calibrated with the text that comes with macai, or another. Prints one JSON line for each
+scheme, rounded to nearest and as an export rounds it (sequential.py), and with --bits one for the
+mix that an export chooses.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import macai.models  # noqa: F401  # the fast BLAS, before anything else imports MLX
 
@@ -21,9 +23,10 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.catalog import locate_model
-from macai.coreml.calibrate import input_moments, matrix_paths
+from macai.coreml.calibrate import matrix_paths
 from macai.coreml.compress import Compression, Scheme
-from macai.coreml.sensitivity import measure_sensitivity
+from macai.coreml.fewer_bits import compress_model, replace_weights
+from macai.coreml.verify import sample_text
 from macai.models.arrays import scalar
 from macai.models.blas import load_fast_blas
 from macai.models.load import LoadedModel, load_model
@@ -32,83 +35,90 @@ from macai.page.machine import machine
 LENGTH = 512
 
 
-def texts(loaded: LoadedModel) -> list[list[int]]:
-    """Return the first tokens of each package's description that is long enough."""
+def texts(loaded: LoadedModel, count: int) -> dict[str, list[mx.array]]:
+    """Return the first tokens of some packages' descriptions, and of verify's own text."""
     said = {d.name: d.metadata.get_payload() or "" for d in metadata.distributions()}  # type: ignore[attr-defined]
     ids = [loaded.tokenizer.encode(text[:6000]) for _, text in sorted(said.items())]
-    return [tokens[:LENGTH] for tokens in ids if len(tokens) >= LENGTH]
+    long = [tokens[:LENGTH] for tokens in ids if len(tokens) >= LENGTH][1::3][:count]
+    own = loaded.tokenizer.encode(sample_text())[:LENGTH]
+    return {"packages": [mx.array([t]) for t in long], "verify": [mx.array([own])]}
 
 
-def loss_and_divergence(
-    model: nn.Module, batches: list[mx.array], before: list[mx.array]
-) -> tuple[float, float]:
-    """Return nats per token; `before` holds log-probabilities, and is filled if it is empty."""
-    fill, loss, divergence, tokens = not before, 0.0, 0.0, 0
-    for number, batch in enumerate(batches):
-        logits = model(batch)
-        now = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if fill:
-            before.append(now)
-        old = before[number]
-        divergence += scalar((mx.exp(old) * (old - now)).mean(axis=(0, 1)).sum())
-        loss -= scalar(mx.take_along_axis(now[:, :-1], batch[:, 1:, None], -1).sum())
-        tokens += batch[:, 1:].size
-    return loss / tokens, divergence / len(batches)
+class Judge:
+    """What a model says of some texts as it is, to compare it with itself afterwards."""
+
+    def __init__(self, model: nn.Module, batches: list[mx.array]) -> None:
+        self.model, self.batches = model, batches
+        self.before = [_log_probabilities(model(batch)) for batch in batches]
+        mx.eval(self.before)
+
+    def result(self) -> dict[str, float]:
+        """Return perplexities, the change, and the divergence in nats per token."""
+        was, now, divergence = 0.0, 0.0, 0.0
+        for batch, old in zip(self.batches, self.before, strict=True):
+            new = _log_probabilities(self.model(batch))
+            was += _loss(old, batch)
+            now += _loss(new, batch)
+            divergence += scalar((mx.exp(old) * (old - new)).sum(-1).mean())
+        count = len(self.batches)
+        return {
+            "uncompressed": round(float(np.exp(was / count)), 3),
+            "perplexity": round(float(np.exp(now / count)), 3),
+            "perplexity_delta": round(float(np.expm1((now - was) / count)), 4),
+            "divergence": round(divergence / count, 4),
+            "tokens": sum(batch.size for batch in self.batches),
+        }
+
+
+def _log_probabilities(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _loss(log_probabilities: mx.array, batch: mx.array) -> float:
+    taken = mx.take_along_axis(log_probabilities[:, :-1], batch[:, 1:, None], -1)
+    return -scalar(taken.mean())
 
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("--schemes", nargs="+", default=["int4-32", "palette4-16"])
+    options.add_argument("--schemes", nargs="*", default=["int4-32", "palette4-16"])
     options.add_argument("--bits", type=float)
-    options.add_argument("--evaluate", type=int, default=6, help="texts")
-    options.add_argument("--calibrate", type=int, default=8, help="texts")
-    options.add_argument("--budget", type=float, default=600, help="seconds to measure in")
+    options.add_argument("--evaluate", type=int, default=6, help="package descriptions")
+    options.add_argument("--calibrate", type=Path, help="a file of text")
     chosen = options.parse_args()
     load_fast_blas()
     loaded = load_model(locate_model("smollm2-135m", progress=lambda what, done, total: None))
-    model, found = loaded.model, texts(loaded)
-    evaluated = [mx.array([t]) for t in found[1::3][: chosen.evaluate]]
-    calibrated = [mx.array([t]) for n, t in enumerate(found) if n % 3 != 1][: chosen.calibrate]
-    before: list[mx.array] = []
-    base, _ = loss_and_divergence(model, evaluated, before)
-    moments = input_moments(model, calibrated)
-    modules = matrix_paths(model)
+    text = None if chosen.calibrate is None else chosen.calibrate.read_text(encoding="utf-8")
+    model, modules = loaded.model, matrix_paths(loaded.model)
     originals = {path: module.weight for path, module in modules.items()}
+    judges = {name: Judge(model, b) for name, b in texts(loaded, chosen.evaluate).items()}
 
-    def measure(name: str, compression: Compression) -> None:
+    def measure(name: str, compress: Callable[[], Compression]) -> None:
         began = time.perf_counter()
-        for path, module in modules.items():
-            stored = compression(path, np.array(originals[path]))
-            if stored is not None:
-                module.weight = mx.array(stored.dense())
+        compression = compress()
         seconds = time.perf_counter() - began
-        loss, divergence = loss_and_divergence(model, evaluated, before)
-        for path, module in modules.items():
-            module.weight = originals[path]
-        result: Mapping[str, object] = {
+        result = {
             "scheme": name,
-            "feedback": bool(compression.moments),
             "bits_per_weight": round(compression.bits_per_weight, 3),
-            "perplexity": round(float(np.exp(loss)), 3),
-            "uncompressed": round(float(np.exp(base)), 3),
-            "perplexity_delta": round(float(np.expm1(loss - base)), 4),
-            "divergence": round(divergence, 4),
             "compression_seconds": round(seconds, 1),
-            "tokens": len(evaluated) * LENGTH,
             "skipped": len(compression.skipped()),
+            **{name: judge.result() for name, judge in judges.items()},
         }
         print(json.dumps({**result, "machine": machine()}), flush=True)
+        for path, module in modules.items():
+            module.weight = originals[path]
 
-    schemes = [Scheme.parse(name) for name in chosen.schemes]
-    for scheme in schemes:
-        measure(str(scheme), Compression(default=scheme, moments=moments))
-        measure(str(scheme), Compression(default=scheme))
+    def nearest(scheme: str) -> Compression:
+        compression = Compression(default=Scheme.parse(scheme))
+        replace_weights(model, compression)
+        return compression
+
+    for scheme in chosen.schemes:
+        measure(f"{scheme}, nearest", lambda scheme=scheme: nearest(scheme))
+        measure(scheme, lambda scheme=scheme: compress_model(loaded, scheme=scheme, text=text))
     if chosen.bits:
-        sensitivity = measure_sensitivity(
-            model, calibrated[:1], schemes, moments=moments, budget_seconds=chosen.budget
-        )
-        mix = sensitivity.choose(chosen.bits)
-        measure(f"mixed {chosen.bits:g}", Compression(schemes=mix, moments=moments))
+        bits = chosen.bits
+        measure(f"{bits:g} bits", lambda: compress_model(loaded, bits_per_weight=bits, text=text))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def llm(
         str | None,
         typer.Option(
             help="full; keep: quantised ones as they are, adapters as functions of their own; or "
-            "int8, int4-32, uint4-32, palette4-16 and the like. Default: full; of ane palette6-16."
+            "int8, uint4-32, scaled4, palette4-16 and the like. Default: full; of ane palette6-16."
         ),
     ] = None,
     bits_per_weight: Annotated[

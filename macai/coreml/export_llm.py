@@ -204,7 +204,6 @@ def _compressed(export: Export, progress: Progress) -> tuple[Compression | None,
         plain_tables=export.profile.plain_tables,
         progress=progress,
     )
-    replace_weights(loaded.model, compression)
     price = cost(before, perplexity(loaded.model, ids), compression)
     increase = price["perplexity"]["delta"]
     if not increase <= export.largest_increase:

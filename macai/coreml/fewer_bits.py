@@ -11,14 +11,19 @@ import numpy as np
 from macai.coreml.calibrate import input_moments, matrix_paths
 from macai.coreml.compress import Compression, Scheme
 from macai.coreml.sensitivity import measure_sensitivity
+from macai.coreml.sequential import round_model
 from macai.errors import UsageError
 from macai.models.load import LoadedModel
 
-# What a mix is made of: blocks, which GPUs run best, and palettes below and above them.
-CANDIDATES = ("palette3-16", "uint4-32", "palette6-16", "int8")
-CALIBRATION_TOKENS = 128
-"""Of one text; longer ones tell little more of a matrix's inputs."""
-BUDGET_SECONDS = 180.0
+# What a mix is made of, beside blocks as a model quantised by MLX or for GGUF has them already.
+CANDIDATES = ("scaled3", "scaled4", "scaled6", "int8")
+PIECE = 512  # tokens of text that are run at once
+CALIBRATION_TOKENS = 8192
+"""At most: an input of 1,536 numbers needs thousands of tokens to be known by its moments."""
+WEIGHED_TOKENS = 2048
+"""Of the text, to choose schemes by: for that inputs need not be known as well."""
+MEASURED_TOKENS = 64
+"""Of the text, to see what an error in each matrix costs: once through the model for each."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -34,10 +39,9 @@ def compress_model(
     bits_per_weight: float | None = None,
     text: str | None = None,
     plain_tables: bool = False,
-    budget_seconds: float = BUDGET_SECONDS,
     progress: Progress = lambda what, done, total: None,
 ) -> Compression:
-    """Return how each matrix of a model is stored.
+    """Return how each matrix of a model is stored; the model has these weights afterwards.
 
     Args:
         loaded: The model as it is to be exported, its adapter fused, in float32.
@@ -46,7 +50,6 @@ def compress_model(
             tables are counted.
         text: What the model is for, best: errors are weighed by the inputs it gives matrices.
         plain_tables: Leave an embedding as it is that is no head too.
-        budget_seconds: How long costs are measured at most; the rest is estimated.
         progress: Called with what is being done, and how much of it.
 
     Raises:
@@ -55,25 +58,50 @@ def compress_model(
     if (scheme is None) == (bits_per_weight is None):
         raise UsageError("either one scheme for all weights, or a mean number of bits")
     default = None if scheme is None else Scheme.parse(scheme)
-    batches = _batches(loaded, text or calibration_text())
+    pieces = text_pieces(loaded.tokenizer.encode(text or calibration_text()))
+    schemes: dict[str, Scheme | None] = {}
+    if bits_per_weight is not None:
+        schemes |= choose_schemes(loaded, pieces, bits_per_weight, progress)
+    elif plain_tables:
+        schemes |= dict.fromkeys(_plain_tables(loaded.model, pieces))
+    compression = Compression(default=default, schemes=schemes)
+    round_model(
+        loaded.model,
+        pieces,
+        compression,
+        progress=lambda done, total: progress("rounding blocks", done, total),
+    )
+    return compression
+
+
+def choose_schemes(
+    loaded: LoadedModel, pieces: Sequence[mx.array], bits_per_weight: float, progress: Progress
+) -> dict[str, Scheme]:
+    """Return the scheme of each matrix for a mean number of bits."""
     progress("weighing inputs", 0, 1)
-    moments = input_moments(loaded.model, batches)
+    moments = input_moments(loaded.model, pieces[: WEIGHED_TOKENS // PIECE])
     progress("weighing inputs", 1, 1)
-    if bits_per_weight is None:
-        kept: dict[str, Scheme | None] = {}
-        if plain_tables:
-            tables = {p for p, m in matrix_paths(loaded.model).items() if type(m) is nn.Embedding}
-            kept = dict.fromkeys(tables - moments.keys())
-        return Compression(default=default, schemes=kept, moments=moments)
+    group = loaded.config.get("quantization", {}).get("group_size", 32)
     sensitivity = measure_sensitivity(
         loaded.model,
-        batches[:1],
-        [Scheme.parse(name) for name in CANDIDATES],
+        [pieces[0][:, :MEASURED_TOKENS]],
+        [Scheme.parse(name) for name in (*CANDIDATES, f"affine4-{group}")],
         moments=moments,
-        budget_seconds=budget_seconds,
         progress=lambda done, total: progress("measuring what bits are worth", done, total),
     )
-    return Compression(schemes=sensitivity.choose(bits_per_weight), moments=moments)
+    return sensitivity.choose(bits_per_weight)
+
+
+def text_pieces(ids: Sequence[int]) -> list[mx.array]:
+    """Return the ids that are calibrated with, int32 [1, L] each."""
+    ids = ids[:CALIBRATION_TOKENS]
+    starts = range(0, max(len(ids) - PIECE // 2, 1), PIECE)
+    return [mx.array(ids[start : start + PIECE])[None] for start in starts]
+
+
+def _plain_tables(model: nn.Module, pieces: Sequence[mx.array]) -> set[str]:
+    tables = {p for p, m in matrix_paths(model).items() if type(m) is nn.Embedding}
+    return tables - input_moments(model, pieces[:1], tables).keys()
 
 
 def replace_weights(model: nn.Module, compression: Compression) -> None:
@@ -104,9 +132,3 @@ def cost(original: float, compressed: float, compression: Compression) -> dict[s
         },
         "left_as_they_are": compression.skipped(),
     }
-
-
-def _batches(loaded: LoadedModel, text: str) -> list[mx.array]:
-    ids = loaded.tokenizer.encode(text)
-    starts = range(0, max(len(ids) - CALIBRATION_TOKENS // 2, 1), CALIBRATION_TOKENS)
-    return [mx.array(ids[start : start + CALIBRATION_TOKENS])[None] for start in starts]

@@ -29,6 +29,7 @@ _STARTS = (2 / 3, 1 / 2)
 _REACH = 12
 _FEW = 16  # entries of a table that begins at theory's places, and better at two guesses
 _ROUNDS = 200
+_TURNS = 3  # of table and scales of rows
 _CHUNK = 1 << 22  # elements of one dynamic programming step
 
 
@@ -61,6 +62,39 @@ def palettize(
     return Palette(indices.reshape(weight.shape), bits, tables[:, None])
 
 
+def palettize_rows(
+    weight: np.ndarray, *, bits: int, importance: np.ndarray | None = None
+) -> Palette:
+    """Return one table for all rows with a scale for each, and the nearest entry of each weight.
+
+    Table and scales are fitted in turn. Since one moves the other, the table is where Newton's
+    method settles, without the search.
+
+    Args:
+        weight: float [rows, columns], finite, within float16.
+        bits: As above.
+        importance: How much an error of a column counts, float [columns].
+    """
+    counts = np.ones(weight.shape[1]) if importance is None else importance / importance.mean()
+    counts = counts.astype(np.float32)
+    scale, k = np.sqrt(np.square(weight) @ counts / len(counts)), 2**bits
+    for _ in range(_TURNS):
+        scale = np.where(scale == 0, 1, scale).astype(np.float16).astype(np.float32)
+        half = (weight / scale[:, None]).astype(np.float16)
+        values, counted = _counted(half, np.square(scale)[:, None] * counts)
+        sums = Sums.of(values, counted)
+        if values.shape[1] > 2 * k:
+            places = settled(values[0], sums.weight[0], sums.moment[0], k)[None]
+        else:
+            places = boundaries(sums, values, k)
+        table = np.sort(means(sums, places).astype(np.float16).astype(np.float32))
+        indices = _nearest_codes(table)[half.view(np.uint16)]
+        entries = table[0, indices]
+        square, product = np.square(entries) @ counts, (weight * entries) @ counts
+        scale = np.divide(product, square, out=scale, where=square > 0)
+    return Palette(indices, bits, table[:, None], scale[:, None])
+
+
 def nearest(values: np.ndarray, tables: np.ndarray) -> np.ndarray:
     """Return the index of the nearest entry of each set's ascending table, uint8 [G, n]."""
     middles = (tables[:, 1:] + tables[:, :-1]) / 2
@@ -84,6 +118,11 @@ def _nearest_codes(tables: np.ndarray) -> np.ndarray:
 
 
 def _table_of_all(half: np.ndarray, k: int, importance: np.ndarray | None) -> np.ndarray:
+    return _tables(*_counted(half, importance), k)
+
+
+def _counted(half: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct values, ascending, and what each counts in all: float64 [1, n]."""
     counted = None
     if importance is not None:
         counted = np.broadcast_to(importance, half.shape).reshape(-1)
@@ -92,7 +131,7 @@ def _table_of_all(half: np.ndarray, k: int, importance: np.ndarray | None) -> np
     counts[_ordered(np.arange(1 << 16, dtype=np.uint16).view(np.float16))] = by_bits
     there = np.flatnonzero(counts)
     values = _unordered(there.astype(np.uint16)).astype(np.float64)[None]
-    return _tables(values, counts[there].astype(np.float64)[None], k)
+    return values, counts[there].astype(np.float64)[None]
 
 
 def _tables_of_groups(half: np.ndarray, k: int, importance: np.ndarray | None) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""What it costs a model to store one matrix in fewer bits: measured, one matrix at a time.
+"""What it costs a model to store a matrix in fewer bits: measured once a matrix, then computed.
 
 The cost is the Kullback-Leibler divergence of the model's next-token distributions from what they
 were, nats per token: to second order the increase of the loss, without the noise of the text's own
-tokens.
+tokens. To that order it is proportional to the squared error of the matrix's output, which needs no
+model: one measurement gives the factor, and each scheme's error its cost.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -14,11 +14,15 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.allocate import choose_bits
-from macai.coreml.calibrate import matrix_paths
+from macai.coreml.calibrate import Moments, matrix_paths
 from macai.coreml.compress import Scheme
+from macai.coreml.gptq import Inputs
 from macai.models.arrays import scalar
 
 Progress = Callable[[int, int], None]
+MOST = 256  # matrices that are measured: all of a model's, most often
+_ROWS = 256  # of a matrix that tell the error of all
+TRIED = Scheme.parse("scaled4")  # what a matrix is replaced by, to see what errors in it cost
 
 
 @dataclass(slots=True)
@@ -29,14 +33,11 @@ class Sensitivity:
         sizes: Elements of each matrix, by its path.
         divergences: Nats per token by path and scheme.
         bits: Bits per weight, scales and tables included, by path and scheme.
-        measured: How many of these divergences were measured; the others follow from these, as
-            proportional to the error of the layer's output.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     divergences: dict[str, dict[Scheme, float]] = field(default_factory=dict)
     bits: dict[str, dict[Scheme, float]] = field(default_factory=dict)
-    measured: int = 0
 
     def choose(self, bits_per_weight: float) -> dict[str, Scheme]:
         """Return the scheme of each matrix for the least divergence at a mean number of bits."""
@@ -57,100 +58,86 @@ def measure_sensitivity(
     batches: Sequence[mx.array],
     schemes: Iterable[Scheme],
     *,
-    moments: Mapping[str, np.ndarray] | None = None,
-    budget_seconds: float = float("inf"),
-    progress: Progress | None = None,
+    moments: Moments,
+    most: int = MOST,
+    progress: Progress = lambda done, total: None,
 ) -> Sensitivity:
     """Return what each scheme costs each matrix of a model.
 
-    Each matrix in turn is replaced by what it is after compression, and put back. When the budget
-    is used up, the rest is estimated: the divergence is proportional to tr(E H E^T), the squared
-    error of the layer's output, by the factor measured for this matrix, or the median of those
-    that were measured.
+    Each matrix in turn is replaced by a coarse one and put back. Of a model with more than `most`,
+    matrices evenly spread are measured, and the others have the factor of the last one of their
+    name: layers next to each other are alike.
 
     Args:
         model: int32 [B, L] -> logits [B, L, V]. It is as it was when this returns or raises.
         batches: Texts to run, int32 [B, L] each.
         schemes: Which to try; those that a matrix's shape refuses are left out for it.
-        moments: Second moments H of inputs, as input_moments gives them; used by the schemes, too.
-            Without them E alone is squared.
-        budget_seconds: When to stop measuring.
-        progress: Told how many divergences are measured, and of how many.
+        moments: Second moments of inputs, as input_moments gives them; where there are none, as of
+            a table that is no head, all inputs count alike.
+        most: How many matrices to measure.
+        progress: Told how many matrices are done, and of how many.
     """
-    began = time.monotonic()
-    moments = moments or {}
-    tried = _Trial(model, batches, moments)
-    jobs = [
-        (scheme, path)
-        for scheme in sorted(schemes, key=lambda s: s.bits)  # a large error tells most
-        for path in tried.matrices
-        if scheme.refusal(tried.matrices[path].shape) is None
-    ]
+    found, schemes = Sensitivity(), list(schemes)
+    modules = matrix_paths(model)
+    before = [_log_probabilities(model(batch)) for batch in batches]
+    mx.eval(before)
+    tokens = sum(batch.size for batch in batches)
+    stride = -(-len(modules) // most)
     factors: dict[str, float] = {}
-    waiting = []
-    for number, (scheme, path) in enumerate(jobs):
-        if time.monotonic() - began > budget_seconds:
-            waiting = jobs[number:]
-            break
-        divergence, error = tried.measure(scheme, path)
-        tried.note(scheme, path, divergence)
-        tried.result.measured += 1
-        if error > 0:
-            factors.setdefault(path, divergence / error)
-        if progress is not None:
-            progress(number + 1, len(jobs))
-    usual = float(np.median(list(factors.values()))) if factors else 1.0
-    for scheme, path in waiting:
-        tried.note(scheme, path, factors.get(path, usual) * tried.compressed(scheme, path)[1])
-    return tried.result
+    for number, (path, module) in enumerate(modules.items()):
+        weight = np.array(module.weight.astype(mx.float16)).astype(np.float32)
+        counts = _counts(moments.get(path), weight.shape[1])
+        name = path.split(".")[-2]
+        if number % stride == 0 or name not in factors:
+            dense = TRIED.apply(weight).dense()
+            divergence = _replaced(model, module, dense, batches, before) / tokens
+            factors[name] = divergence / max(_squared(dense - weight, moments.get(path)), 1e-30)
+        found.sizes[path] = weight.size
+        shape = (weight.shape[0], weight.shape[1])
+        for scheme in schemes:
+            if scheme.refusal(shape) is None:
+                error = _expected(scheme, weight, counts)
+                found.divergences.setdefault(path, {})[scheme] = factors[name] * error
+                found.bits.setdefault(path, {})[scheme] = 8 * scheme.size_bytes(shape) / weight.size
+        progress(number + 1, len(modules))
+    return found
 
 
-class _Trial:
-    """A model, its matrices, and what it says as it is."""
+def _counts(moments: np.ndarray | None, columns: int) -> np.ndarray:
+    """Return what an error of each column counts when it is fed back: see gptq.py."""
+    return np.ones(columns) if moments is None else Inputs(moments).importance
 
-    def __init__(
-        self, model: nn.Module, batches: Sequence[mx.array], moments: Mapping[str, np.ndarray]
-    ) -> None:
-        self.batches, self.moments = batches, moments
-        self.modules = matrix_paths(model)
-        self.matrices = {
-            path: np.array(module.weight.astype(mx.float32))
-            for path, module in self.modules.items()
-        }
-        self.result = Sensitivity(sizes={path: w.size for path, w in self.matrices.items()})
-        self._model = model
-        self._tokens = sum(batch.size for batch in batches)
-        self._before = [_log_probabilities(model(batch)) for batch in batches]
-        mx.eval(self._before)
 
-    def compressed(self, scheme: Scheme, path: str) -> tuple[np.ndarray, float]:
-        """Return what a matrix becomes, and the squared error of its layer's output."""
-        weight, moments = self.matrices[path], self.moments.get(path)
-        dense = scheme.apply(weight, moments).dense()
-        error = dense - weight
-        moved = error if moments is None else error @ moments
-        return dense, float(np.einsum("ij,ij->", moved, error, dtype=np.float64))
+def _expected(scheme: Scheme, weight: np.ndarray, counts: np.ndarray) -> float:
+    """Return the error of a scheme, from some of the rows: they are alike, and many in a table."""
+    some = weight[:: max(len(weight) // _ROWS, 1)]
+    some = weight if scheme.refusal(some.shape) else some
+    error = np.square(scheme.apply(some).dense() - some).sum(0) @ counts
+    return float(error) * len(weight) / len(some)
 
-    def measure(self, scheme: Scheme, path: str) -> tuple[float, float]:
-        """Return the divergence, nats per token, and the error."""
-        dense, error = self.compressed(scheme, path)
-        module = self.modules[path]
-        weight = module.weight
-        try:
-            module.weight = mx.array(dense).astype(weight.dtype)
-            total = 0.0
-            for batch, before in zip(self.batches, self._before, strict=True):
-                total += scalar(_divergence(before, self._model(batch)))
-        finally:
-            module.weight = weight
-        return max(total, 0.0) / self._tokens, error
 
-    def note(self, scheme: Scheme, path: str, divergence: float) -> None:
-        """Write a divergence down."""
-        rows, columns = self.matrices[path].shape
-        bits = 8 * scheme.size_bytes((rows, columns)) / (rows * columns)
-        self.result.divergences.setdefault(path, {})[scheme] = divergence
-        self.result.bits.setdefault(path, {})[scheme] = bits
+def _squared(error: np.ndarray, moments: np.ndarray | None) -> float:
+    """Return the squared error of a matrix's output."""
+    moved = error if moments is None else error @ moments
+    return float(np.einsum("ij,ij->", moved, error, dtype=np.float64))
+
+
+def _replaced(
+    model: nn.Module,
+    module: nn.Module,
+    dense: np.ndarray,
+    batches: Sequence[mx.array],
+    before: Sequence[mx.array],
+) -> float:
+    """Return the divergence with another weight, nats."""
+    weight, total = module.weight, 0.0
+    try:
+        module.weight = mx.array(dense).astype(weight.dtype)
+        for batch, was in zip(batches, before, strict=True):
+            total += scalar(_divergence(was, model(batch)))
+    finally:
+        module.weight = weight
+    return max(total, 0.0)
 
 
 def _log_probabilities(logits: mx.array) -> mx.array:
