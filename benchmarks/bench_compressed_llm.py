@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -114,8 +115,8 @@ def main() -> None:
         return compression
 
     for scheme in chosen.schemes:
-        measure(f"{scheme}, nearest", lambda scheme=scheme: nearest(scheme))
-        measure(scheme, lambda scheme=scheme: compress_model(loaded, scheme=scheme, text=text))
+        measure(f"{scheme}, nearest", partial(nearest, scheme))
+        measure(scheme, partial(compress_model, loaded, scheme=scheme, text=text))
     if chosen.bits:
         bits = chosen.bits
         measure(f"{bits:g} bits", lambda: compress_model(loaded, bits_per_weight=bits, text=text))

@@ -94,9 +94,9 @@ def choose_schemes(
 
 def text_pieces(ids: Sequence[int]) -> list[mx.array]:
     """Return the ids that are calibrated with, int32 [1, L] each."""
-    ids = ids[:CALIBRATION_TOKENS]
-    starts = range(0, max(len(ids) - PIECE // 2, 1), PIECE)
-    return [mx.array(ids[start : start + PIECE])[None] for start in starts]
+    used = list(ids[:CALIBRATION_TOKENS])
+    starts = range(0, max(len(used) - PIECE // 2, 1), PIECE)
+    return [mx.array(used[start : start + PIECE])[None] for start in starts]
 
 
 def _plain_tables(model: nn.Module, pieces: Sequence[mx.array]) -> set[str]:

@@ -52,7 +52,7 @@ def round_model(
     paths = {id(module): path for path, module in modules.items()}
     for number, block in enumerate(blocks):
         own = [[calls.pop(0) for calls in stream] for stream in (before, after)]
-        results = _round_block(block, *own, paths, compression)
+        results = _round_block(block, own[0], own[1], paths, compression)
         for stream, outputs in zip((before, after), results, strict=True):
             for calls, output in zip(stream, outputs, strict=True):
                 if calls:
@@ -147,10 +147,10 @@ def _chain(model: nn.Module, batch: mx.array) -> list[nn.Module]:
     blocks = getattr(model, "layers", None)
     if not isinstance(blocks, list) or not all(isinstance(b, nn.Module) for b in blocks):
         return []
-    calls: list[_Call] = []
-    outputs: list[Any] = []
-    with _watched(blocks, lambda call, output: (calls.append(call), outputs.append(output))):
+    seen: list[tuple[_Call, Any]] = []
+    with _watched(blocks, lambda call, output: seen.append((call, output))):
         model(batch)
+    calls, outputs = [call for call, _ in seen], [output for _, output in seen]
     if len(calls) != len(blocks) or not all(isinstance(o, mx.array) for o in outputs):
         return []
     x = calls[0].x

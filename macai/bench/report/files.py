@@ -43,4 +43,3 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     for kind, text in texts.items():
         with atomic_file(folder / BESIDE[kind]) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
