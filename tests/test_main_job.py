@@ -26,6 +26,7 @@ EARLY_ROWS, EARLY_MATCH = 50, 0.2
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_fifth_of_the_training_teaches_a_part_of_the_task(tmp_path: Path):
     macai = [sys.executable, "-m", "macai"]
     train = ["train", "intents", "--out", str(tmp_path / "a"), "--set", "train.epochs=0.2"]
