@@ -117,6 +117,7 @@ def test_for_the_neural_engine_such_a_model_is_refused(loud_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_louder_smollm2_fails_as_it_is_and_agrees_with_float32(smollm2_dir, tmp_path):
     """Its residual stream reaches 25,000, here four times as much."""
     folder = louder(smollm2_dir, tmp_path / "m", 4.0)

@@ -61,7 +61,7 @@ def test_a_text_and_a_reply_agree(halves, smollm2):
     assert report["float16"]["overflows"] == 0
 
 
-@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("chunks", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_packages_for_the_neural_engine_agree(smollm2_dir, smollm2, tmp_path, chunks):
     """Without anything in float32, whose norms would overflow if they were squared as they are."""
     folder = write(smollm2_dir, tmp_path / "b", profile=ANE, chunks=chunks)
