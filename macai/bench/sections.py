@@ -18,9 +18,9 @@ from typing import Any
 
 from macai.bench.figure import Figure, Opener
 from macai.bench.worker import PROTOCOL
+from macai.child import ended
 from macai.errors import MacaiError, ModelError, UsageError
 
-END_SECONDS = 5.0
 APART = "measure it with its own macai bench, then: macai bench --compare A B"
 _PYTHON = ("PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
 """Variables by which a Python finds its modules: this one's are not another environment's."""
@@ -69,7 +69,7 @@ class Sections:
         for _, connection in self._processes.values():
             connection.close()  # by which they end
         for process, _ in self._processes.values():
-            _end(process)
+            ended(process)
         self._processes = {}
 
     def open(self, name: str) -> list[Mapping[str, Figure]]:
@@ -94,7 +94,7 @@ class Sections:
         except (EOFError, OSError) as e:
             raise ModelError(
                 f"{self._python or sys.executable} did not become a process that measures: "
-                f"it ended with code {_end(process)}",
+                f"it ended with code {ended(process)}",
                 hint="is macai in that environment, and not too old for this? If it is too old, "
                 + APART,
             ) from e
@@ -173,15 +173,6 @@ def _no_python(path: Path | str) -> UsageError:
 
 def _gone(name: str, process: subprocess.Popen[bytes]) -> ModelError:
     return ModelError(
-        f"the process that measured '{name}' ended with code {_end(process)}",
+        f"the process that measured '{name}' ended with code {ended(process)}",
         hint="memory ran out? measure less at once: macai bench " + name,
     )
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process that has reason to end, and return its exit code."""
-    try:
-        return process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:  # a stopped one, say
-        process.kill()
-        return process.wait()

@@ -6,7 +6,6 @@ the samples of all sections can take turns. It is gone once its parent is.
 
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import macai
 from macai.bench.figure import Opener
+from macai.child import end_with_parent
 from macai.errors import MacaiError
 from macai.page.machine import versions
 
@@ -30,7 +30,7 @@ def main(connection_file: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides what becomes of the report
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, args=(connection_file,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(connection_file,), daemon=True).start()
     # What libraries say as they are imported (no torch, no Core ML here) is not about a figure.
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -66,14 +66,6 @@ def _serve(connection: Connection) -> None:
         before = time.process_time()
         values = dict(cases[number].sample())
         connection.send((values, time.process_time() - before))
-
-
-def _end_with_parent(connection_file: int) -> None:
-    """End this process at once when its parent closes the connection or is gone itself."""
-    hang_up = select.poll()
-    hang_up.register(connection_file, 0)  # which is reported all the same
-    hang_up.poll()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from macai.child import ended
 from macai.errors import TrainingError
 from macai.models.blas import blas_threads
 from macai.train.gradient import Sums
@@ -26,7 +27,6 @@ from macai.train.optimizer import joined
 from macai.train.rewards import Rewards
 
 HINT = "go on with --resume --set train.workers=1; the last checkpoint is intact"
-END_SECONDS = 10.0  # for a process to be gone once its connection is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Team:
         for worker in self._workers:
             worker.connection.close()  # it ends at that, whatever it is computing
         for worker in self._workers:
-            _end(worker.process)
+            ended(worker.process)
         self._workers = []
 
     def __call__(self, parts: Sequence[Any], seed: int) -> Sums:
@@ -203,16 +203,7 @@ def _receive(worker: _Worker) -> dict[str, Any]:
 
 
 def _gone(worker: _Worker) -> TrainingError:
-    code = _end(worker.process)
+    code = ended(worker.process)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     memory = "memory ran out? " if code == -signal.SIGKILL else ""
     return TrainingError(f"a worker process {how}", hint=memory + HINT)
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process that has reason to end, and return its exit code."""
-    try:
-        return process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:  # a stopped one, say
-        process.kill()
-        return process.wait()

@@ -3,8 +3,6 @@
 It computes the parts of steps that it is sent. It prints nothing, and is gone once its parent is.
 """
 
-import os
-import select
 import signal
 import sys
 import threading
@@ -12,6 +10,7 @@ from multiprocessing.connection import Connection
 
 import mlx.core as mx
 
+from macai.child import end_with_parent
 from macai.errors import TrainingError
 from macai.train.job import Board, Work, base_sums
 from macai.train.optimizer import joined, put
@@ -21,7 +20,7 @@ def main(connection_file: int, memory_file: int) -> None:
     """Serve until the other end of the connection is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides what becomes of the step
-    threading.Thread(target=_end_with_parent, args=(connection_file,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(connection_file,), daemon=True).start()
     mx.set_default_device(mx.cpu)
     connection = Connection(connection_file)
     try:
@@ -51,14 +50,6 @@ def _serve(connection: Connection, memory_file: int) -> None:
             counts = {name: getattr(sums, name) for name in sums.__slots__ if name != "vector"}
             connection.send(counts)
             del sums  # or its gradient would stay until the next one is there
-
-
-def _end_with_parent(connection_file: int) -> None:
-    """End this process at once when its parent closes the connection or is gone itself."""
-    hang_up = select.poll()
-    hang_up.register(connection_file, 0)  # which is reported all the same
-    hang_up.poll()
-    os._exit(0)
 
 
 if __name__ == "__main__":
