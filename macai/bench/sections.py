@@ -5,6 +5,7 @@ Each is a new Python that is told what to open, so it may be one that has anothe
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from macai.bench.worker import PROTOCOL
 from macai.child import ended
 from macai.errors import MacaiError, ModelError, UsageError
 
+INTRODUCTION_SECONDS = 60.0
+"""How long a process may take to say who it is: it has imported little until then."""
 APART = "measure it with its own macai bench, then: macai bench --compare A B"
 _PYTHON = ("PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
 """Variables by which a Python finds its modules: this one's are not another environment's."""
@@ -56,10 +59,13 @@ class Sections:
         Raises:
             UsageError: there is no such Python.
         """
-        if python is not None and not (python.is_file() and os.access(python, os.X_OK)):
-            raise _no_python(python)
         self._openers = dict(openers)
-        self._python = python and python.absolute()  # not resolved: a link makes an environment
+        self._python: Path | None = None
+        if python is not None:
+            found = shutil.which(python)
+            if found is None:
+                raise _no_python(python)
+            self._python = Path(found).absolute()  # not resolved: a link makes an environment
         self._processes: dict[str, tuple[subprocess.Popen[bytes], Connection]] = {}
 
     def __enter__(self) -> "Sections":
@@ -71,6 +77,11 @@ class Sections:
         for process, _ in self._processes.values():
             ended(process)
         self._processes = {}
+
+    def kill(self) -> None:
+        """End the processes at once, whatever they do."""
+        for process, _ in self._processes.values():
+            process.kill()
 
     def open(self, name: str) -> list[Mapping[str, Figure]]:
         """Start a section's process and return the figures of each of its cases."""
@@ -90,6 +101,8 @@ class Sections:
     def _introduced(self, name: str) -> Version:
         process, connection = self._processes[name]
         try:
+            if not connection.poll(INTRODUCTION_SECONDS):
+                process.kill()
             said = connection.recv()
         except (EOFError, OSError) as e:
             raise ModelError(

@@ -68,6 +68,7 @@ class Wanted:
             parts += ["--package", shown(str(self.package))]
         if self.sustained_seconds:
             parts += ["--sustained", "--minutes", f"{self.sustained_seconds / 60:g}"]
+        parts += ["--beside", "PYTHON"] if self.beside else []
         return shlex.join(parts)
 
 
@@ -81,7 +82,12 @@ def run(wanted: Wanted, *, out: Path, force: bool, as_json: bool) -> None:
         sides.insert(0, Sections(openers, python=wanted.beside))
     probe = Probe()
     began = time.perf_counter()
-    with stop_on_signal(at_once=lambda: None) as stopped, ExitStack() as stack:
+
+    def kill() -> None:
+        for side in sides:
+            side.kill()
+
+    with stop_on_signal(at_once=kill) as stopped, ExitStack() as stack:
         for side in sides:
             stack.enter_context(side)
         with reporting() as progress:

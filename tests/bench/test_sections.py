@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,7 @@ DIES = """
 import os, signal, sys
 from functools import partial
 from pathlib import Path
+from pathlib import Path
 from macai.bench.sections import Sections
 from tests.bench.turns import open_two
 sections = Sections({"x": partial(open_two, Path(sys.argv[1]), "a", "b")})
@@ -203,3 +205,40 @@ def test_a_file_that_the_system_cannot_run_is_no_python(tmp_path):
         pytest.raises(UsageError, match="no Python to run"),
     ):
         sections.open("x")
+
+
+def script(folder, text):
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_program_that_never_says_who_it_is_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("macai.bench.sections.INTRODUCTION_SECONDS", 0.2)
+    silent = script(tmp_path, f"echo $$ > {tmp_path}/pid\nexec sleep 300")
+    with (
+        Sections({"x": open_nothing}, python=silent) as side,
+        pytest.raises(ModelError, match="did not become a process that measures"),
+    ):
+        side.open("x")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_second_ctrl_c_leaves_no_process_whatever_it_does(tmp_path):
+    with Sections({"x": partial(open_two, tmp_path / "log", "a", "b")}) as side:
+        side.open("x")
+        side.kill()
+        with pytest.raises(ModelError, match="ended with code -9"):
+            side.sample("x", 0)
+
+
+def test_a_python_by_its_name_alone_is_looked_for_as_a_shell_does(tmp_path, monkeypatch):
+    script(tmp_path, "exit 3")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with (
+        Sections({"x": open_nothing}, python=Path("python")) as side,
+        pytest.raises(ModelError, match=f"{tmp_path}/python did not .* ended with code 3"),
+    ):
+        side.open("x")
