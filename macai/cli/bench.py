@@ -63,13 +63,17 @@ def bench(
 
     if compare is not None:
         if what is not None or imported or beside:
-            raise UsageError("--compare reads two reports and measures nothing")
+            raise UsageError(
+                "--compare reads two reports and measures nothing",
+                hint="leave out the section, --import and --beside",
+            )
         compare_reports(*compare, as_json=as_json)
         return
     if imported:
         if what is not None or beside:
             raise UsageError(
-                "--import measures nothing", hint="measure first, then import into the same --out"
+                "--import measures nothing",
+                hint="measure first, --beside too, then import into the same --out",
             )
         import_reports(imported, out, as_json=as_json)
         return

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_nothing_is_loaded_and_nothing_personal_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("given", "left"),
     [
-        ("/home/me/m.gguf", "m.gguf"),
+        (str(Path.home() / "m.gguf"), "m.gguf"),
         ("~/models/m", "m"),
         ("owner/name", "owner/name"),
         (["/a/b", "c"], ["b", "c"]),
