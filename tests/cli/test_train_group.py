@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from macai.train.checkpoint import FILE, load_checkpoint
-from tests.test_finetune import write_rows
+from tests.finetune.runs import write_rows
 from tests.tiny import tiny_model_dir
 
 pytestmark = [

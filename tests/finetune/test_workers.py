@@ -17,7 +17,7 @@ from macai.train.checkpoint import load_checkpoint
 from macai.train.events import Stopped, Summary
 from macai.train.loop import Report
 from macai.train.team import Team
-from tests.test_finetune import outcome, write_rows
+from tests.finetune.runs import outcome, write_rows
 
 pytestmark = pytest.mark.skipif(
     mx.default_device() != mx.cpu, reason="on a GPU one process computes"

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +13,7 @@ from macai.diffusion.loading import open_checkpoint
 from macai.diffusion.lora.formats import read_lora
 from macai.diffusion.lora.layers import layers_of
 from macai.diffusion.training.base import open_base
-from macai.errors import DataError, ModelError, OutputError, TrainingError, UsageError
+from macai.errors import TrainingError
 from macai.finetune_diffusion import finetune_diffusion
 from macai.finetune_diffusion.events import Preparing, Sampled, Started, Summary
 from macai.finetune_diffusion.job import workers_for
@@ -25,7 +24,6 @@ from macai.recipe.diffusion import (
     Batch,
     Data,
     Diffusion,
-    DiffusionRecipe,
     Lora,
     Loss,
     Optimizer,
@@ -38,19 +36,7 @@ from macai.train.events import Stopped, Validated
 from macai.train.loop import Report
 from macai.train.optimizer import joined
 from tests.diffusion.training.small import config_dir, model_dir, picture, picture_dir, xl_dir
-
-LORA = DiffusionRecipe(
-    model="m",
-    lora=Lora(rank=2, alpha=2, targets="linear"),
-    optimizer=Optimizer(learning_rate=1e-2),
-    schedule=Schedule(name="constant", warmup_steps=0),
-    batch=Batch(images=2),
-    train=Train(steps=4, save_every=2),
-)
-UNET = replace(LORA, diffusion=Diffusion(train="unet"))
-VAE = replace(
-    LORA, diffusion=Diffusion(train="vae", init="random"), batch=Batch(images=4), loss=Loss()
-)
+from tests.finetune.diffusion_runs import LORA, UNET, VAE, after, of, run, same, trained
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +47,6 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return picture_dir(tmp_path_factory.mktemp("pictures") / "p")
-
-
-def run(recipe, model, data, out, *, until=lambda events: False, **options):
-    """Run a recipe, and stop it once `until` is true of what happened."""
-    events = []
-    for event in finetune_diffusion(
-        recipe, model, data=data, out=out, should_stop=lambda: until(events), **options
-    ):
-        events.append(event)
-    return events
-
-
-def of(events, kind):
-    return [event for event in events if isinstance(event, kind)]
-
-
-def trained(out: Path) -> dict[str, np.ndarray]:
-    arrays, _ = load_arrays(out / FILE)
-    return {name: np.array(a) for name, a in arrays.items()}
-
-
-def same(first, second, tolerance=0.0):
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        assert np.abs(array - second[name]).max() <= tolerance, name
-
-
-def after(step):
-    return lambda events: any(report.step == step for report in of(events, Report))
 
 
 def test_a_lora_run_tells_what_happens_and_leaves_both_files(model, data, tmp_path):
@@ -330,70 +287,6 @@ def test_numbers_that_are_none_stop_the_run_and_are_not_saved(model, data, tmp_p
     assert not (tmp_path / "out" / BEST).exists()
 
 
-def test_a_run_with_other_pictures_or_another_recipe_is_not_resumed(model, data, tmp_path):
-    out = tmp_path / "out"
-    run(LORA, model, data, out, until=after(2))
-    with pytest.raises(TrainingError, match=r"(?s)another recipe.*lora.rank = 2 there, 3 here"):
-        run(replace(LORA, lora=replace(LORA.lora, rank=3)), model, data, out, resume=True)
-    other = picture_dir(tmp_path / "other")
-    picture((1, 1, 1)).save(other / "red.png")
-    with pytest.raises(TrainingError, match="another data set"):
-        run(LORA, model, other, out, resume=True)
-    changed = model_dir(tmp_path / "changed", seed=5)
-    with pytest.raises(TrainingError, match="another base model"):
-        run(LORA, changed, data, out, resume=True)
-    seen = replace(LORA, sample=Sample(every=2, steps=1), train=Train(steps=4, save_every=1))
-    assert run(seen, model, data, out, resume=True)[-1].steps == 4
-
-
-def test_an_earlier_run_is_replaced_only_by_force(model, data, tmp_path):
-    run(LORA, model, data, tmp_path / "out")
-    with pytest.raises(OutputError, match="exists already"):
-        run(LORA, model, data, tmp_path / "out")
-    run(replace(UNET, train=Train(steps=1)), model, data, tmp_path / "out", force=True)
-    assert (tmp_path / "out" / "model").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("options", "components", "error", "says"),
-    [
-        ({"train": "unet"}, (), ModelError, "no weights in it"),
-        ({"train": "unet", "init": "random"}, (), ModelError, "vae has no weights"),
-        ({"train": "vae"}, ("vae",), ModelError, "no weights in it"),
-        ({"train": "vae", "init": "random"}, ("unet",), ModelError, "no vae in it"),
-        ({"train": "unet", "init": "random"}, ("vae", "unet"), ModelError, "no text encoder"),
-        ({"train": "lora", "init": "random"}, (), UsageError, "learns nothing"),
-    ],
-)
-def test_weights_that_are_missing_are_named(options, components, error, says, data, tmp_path):
-    configs = config_dir(tmp_path / "configs", *components)
-    index = {name: ["diffusers", "X"] for name in components or ("unet", "vae", "text_encoder")}
-    (configs / "model_index.json").write_text(json.dumps(index))
-    recipe = replace(LORA, diffusion=Diffusion(**options))
-    with pytest.raises(error, match=says) as caught:
-        run(recipe, configs, data, tmp_path / "out")
-    assert "init" in options or 'diffusion.init = "random"' in str(caught.value.hint)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"data": Data(class_path=Path("x"))}, "go together"),
-        ({"data": Data(background="wight")}, "is no colour"),
-        ({"data": Data(bucket_step=9)}, "is no multiple of 2"),
-        ({"diffusion": Diffusion(train="unet", quantize=8)}, "beside a LoRA"),
-        ({"diffusion": Diffusion(train="vae", vae=Path("x"))}, "a U-Net is trained for"),
-    ],
-)
-def test_keys_that_do_not_go_together_are_refused(changes, says, model, data, tmp_path):
-    changes = {
-        name: replace(value, vae=model) if getattr(value, "vae", None) else value
-        for name, value in changes.items()
-    }
-    with pytest.raises(UsageError, match=says):
-        run(replace(LORA, **changes), model, data, tmp_path / "out")
-
-
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_a_lora_for_sdxl_is_told_pooled_text_and_sizes(text_encoder, data, tmp_path):
     model, out = xl_dir(tmp_path / "xl"), tmp_path / "out"
@@ -414,23 +307,6 @@ def test_a_lora_for_sdxl_is_told_pooled_text_and_sizes(text_encoder, data, tmp_p
     assert losses[0] == pytest.approx(again[0].loss, rel=1e-5)
 
 
-def test_models_that_training_is_not_for_are_refused(data, tmp_path):
-    nine = model_dir(tmp_path / "nine", in_channels=9)
-    with pytest.raises(ModelError, match="9 channels"):
-        run(LORA, nine, data, tmp_path / "out")
-    lcm = model_dir(tmp_path / "lcm", time_cond_proj_dim=8)
-    with pytest.raises(ModelError, match="LCM"):
-        run(LORA, lcm, data, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_samples_that_cannot_be_stop_a_run_before_it_begins(model, data, tmp_path):
-    recipe = replace(LORA, sample=Sample(every=1, steps=2000))
-    with pytest.raises(UsageError, match="2000 steps"):
-        run(recipe, model, data, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_any_resolution_is_brought_to_what_a_latent_is_wide(model, data, tmp_path):
     recipe = replace(
         LORA,
@@ -441,21 +317,3 @@ def test_any_resolution_is_brought_to_what_a_latent_is_wide(model, data, tmp_pat
     events = run(recipe, model, data, tmp_path / "out")
     assert of(events, Started)[0].sizes == {"20x20": 4}
     assert upright_size(tmp_path / "out" / "samples" / "step-000001.png") == (40, 40)
-
-
-def test_a_run_of_another_kind_is_not_resumed(model, data, tmp_path):
-    run(replace(LORA, train=Train(steps=1)), model, data, tmp_path / "out")
-    written = (tmp_path / "out" / "recipe.toml").read_text()
-    (tmp_path / "out" / "recipe.toml").write_text('model = "m"\n')
-    with pytest.raises(TrainingError, match="kind = language there, diffusion here"):
-        run(LORA, model, data, tmp_path / "out", resume=True)
-    (tmp_path / "out" / "recipe.toml").write_text(written)
-    with pytest.raises(TrainingError, match=r"train.steps = 1 there, 4 here"):
-        run(LORA, model, data, tmp_path / "out", resume=True)
-
-
-def test_bad_pictures_stop_a_run_before_it_begins(model, tmp_path):
-    data = picture_dir(tmp_path / "p", captions="none")
-    with pytest.raises(DataError, match="4 problems"):
-        run(LORA, model, data, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

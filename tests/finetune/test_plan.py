@@ -18,7 +18,7 @@ from macai.models.sizes import model_sizes, open_hollow
 from macai.recipe import Adapter, Batch, Data, Loss, Recipe, Train, dumps, load_recipe
 from macai.train.events import Started, Summary
 from macai.train.footprint import PartShape, Setup, footprint
-from tests.test_finetune import of_type, write_rows
+from tests.finetune.runs import of_type, write_rows
 
 LORA = Adapter(rank=4)
 RECIPE = Recipe(

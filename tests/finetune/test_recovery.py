@@ -15,7 +15,7 @@ from macai.train.events import Lowered, Started, Stopped, Summary
 from macai.train.exhausted import exhausted
 from macai.train.loop import Report
 from macai.train.team import Team
-from tests.test_finetune import bits, metrics, of_type, write_rows
+from tests.finetune.runs import bits, metrics, of_type, write_rows
 
 NO_MEMORY = "[metal::malloc] Unable to allocate 123456789 bytes."
 

@@ -11,7 +11,7 @@ from macai.models.load import load_model
 from macai.recipe import Adapter, Batch, Optimizer, Recipe, Train
 from macai.train.events import Started
 from macai.train.loop import Report
-from tests.test_finetune import write_rows
+from tests.finetune.runs import write_rows
 
 STEPS = 10_000
 WARM_UP = 2_000  # by then caches, and the heap's own, are as large as they get

@@ -12,7 +12,7 @@ from macai.models.load import load_model
 from macai.recipe import Data, Mixed, dumps, load_recipe
 from macai.train.events import Started, Stopped, Summary
 from macai.train.loop import Report
-from tests.test_finetune import outcome, small, write_rows
+from tests.finetune.runs import outcome, small, write_rows
 
 
 @pytest.fixture(scope="module")

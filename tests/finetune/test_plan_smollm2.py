@@ -16,7 +16,7 @@ from macai.finetune.plan import plan
 from macai.models.load import load_model
 from macai.recipe import load_recipe
 from macai.train.events import Summary
-from tests.test_finetune import of_type
+from tests.finetune.runs import of_type
 
 pytestmark = pytest.mark.skipif(
     mx.default_device() != mx.cpu, reason="the terms were measured on the CPU backend"
