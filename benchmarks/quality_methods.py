@@ -47,6 +47,7 @@ times it for B. All weights: LoRA's is ten times theirs in LoRA Without Regret (
 LORA_RATE = 1e-3
 DATA = ("intents", "docstrings")
 TOKENS = 640  # of a step
+ROWS = {"train": 1600, "valid": 60, "test": 100}  # at most
 
 
 class Case(NamedTuple):
@@ -148,11 +149,17 @@ def _output(command: list[str]) -> str:
 
 def _data(name: str, out: Path) -> Path:
     """Return a folder with train.jsonl, valid.jsonl and test.jsonl."""
-    if name == "intents":
-        return HERE.parent / "recipes" / "data" / "intents"
-    folder = out / "docstrings"
-    if not folder.exists():
-        write_splits(folder, rows=1600, valid=100, test=200)
+    folder = out / name
+    if folder.exists():
+        return folder
+    if name == "docstrings":
+        write_splits(folder, **{"rows" if n == "train" else n: k for n, k in ROWS.items()})
+        return folder
+    folder.mkdir()
+    for split, count in ROWS.items():
+        source = HERE.parent / "recipes" / "data" / name / f"{split}.jsonl"
+        rows = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / source.name).write_text("".join(rows[:count]), encoding="utf-8")
     return folder
 
 
