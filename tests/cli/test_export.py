@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from macai.coreml.session import open_bundle
+from macai.coreml.verify import sample_text
 from macai.models.load import load_model
 from tests.adapters import adapt, save
 from tests.tiny import tiny_model_dir
@@ -24,13 +26,27 @@ def adapter(folder, tmp_path_factory):
     return save(adapt(load_model(folder)), tmp_path_factory.mktemp("adapter"))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return tmp_path_factory.mktemp("exported") / "bundle"
+
+
 @pytest.fixture
-def bundle(macai, folder, adapter, tmp_path):
-    """A verified bundle of the tiny model with its adapter."""
-    out = tmp_path / "bundle"
-    result = macai("export", "llm", "--model", folder, "--adapter", adapter, "--out", out, *SMALL)
-    assert result.code == 0, result.err
-    return out
+def bundle(macai, folder, adapter, exported, tmp_path):
+    """A verified bundle of the tiny model with its adapter, to do with as one likes."""
+    if not exported.exists():
+        options = ("--model", folder, "--adapter", adapter, "--out", exported, *SMALL)
+        result = macai("export", "llm", *options)
+        assert result.code == 0, result.err
+    return shutil.copytree(exported, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def calibrate(tmp_path_factory):
+    """Options: a text of some hundred tokens, where what comes with macai has thousands."""
+    file = tmp_path_factory.mktemp("text") / "some.txt"
+    file.write_text(sample_text()[:1200])
+    return "--calibrate", file
 
 
 def names(path):
@@ -115,10 +131,10 @@ def test_export_json_is_one_line_with_manifest_and_verification(macai, folder, t
 
 
 def test_packages_for_the_neural_engine_are_used_as_one_and_tell_what_nobody_tried(
-    macai, folder, adapter, tmp_path
+    macai, folder, adapter, calibrate, tmp_path
 ):
     out = tmp_path / "out"
-    options = ("--profile", "ane", "--chunks", 2, "--adapter", adapter)
+    options = ("--profile", "ane", "--chunks", 2, "--adapter", adapter, *calibrate)
     result = macai("export", "llm", "--model", folder, "--out", out, *SMALL, *options)
     assert result.code == 0, result.err
     assert [line for line in result.out.splitlines() if line.startswith("package: ")] == [
@@ -264,9 +280,10 @@ def test_an_adapter_is_loaded_into_a_slot_at_run_time(macai, folder, adapter, tm
     assert macai("doctor", file).code == 0
 
 
-def test_weights_in_fewer_bits_take_an_adapter_too(macai, folder, tmp_path):
+def test_weights_in_fewer_bits_take_an_adapter_too(macai, folder, calibrate, tmp_path):
     options = (*SMALL, "--weights", "int8", "--adapter-slot", 2, "--slot-target", "q_proj")
-    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options, "--json")
+    options = (*options, *calibrate, "--json")
+    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
     assert result.code == 0, result.err
     value = json.loads(result.out)
     assert value["verify"]["slot"]["passed"]
@@ -284,16 +301,15 @@ def test_an_adapter_is_not_written_for_a_bundle_without_a_slot(macai, bundle, ad
 
 @pytest.mark.parametrize("weights", ["int8", "uint4-32", "palette4-32"])
 def test_weights_in_fewer_bits_are_smaller_and_compared_as_they_are(
-    macai, folder, tmp_path, weights
+    macai, folder, bundle, calibrate, tmp_path, weights
 ):
-    full = macai("export", "llm", "--model", folder, "--out", tmp_path / "f", *SMALL, "--json")
     out = tmp_path / "o"
-    options = (*SMALL, "--weights", weights, "--json")
+    options = (*SMALL, "--weights", weights, *calibrate, "--json")
     result = macai("export", "llm", "--model", folder, "--out", out, *options)
     assert result.code == 0, result.err
     value = json.loads(result.out)
     assert value["weights"] == weights
-    assert value["bytes"] < json.loads(full.out)["bytes"]
+    assert value["bytes"] < open_bundle(bundle)[1].size_bytes
     assert value["verify"]["model"]["exact"]
     price = value["verify"]["compression"]
     assert price["bits_per_weight"] < 16
@@ -304,20 +320,20 @@ def test_weights_in_fewer_bits_are_smaller_and_compared_as_they_are(
     assert not json.loads(again.out)["exact"]
 
 
-def test_bits_are_spent_to_a_mean(macai, folder, tmp_path):
-    options = (*SMALL, "--bits-per-weight", 5, "--json")
+def test_bits_are_spent_to_a_mean(macai, folder, calibrate, tmp_path):
+    options = (*SMALL, "--bits-per-weight", 5, *calibrate, "--json")
     result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
     assert result.code == 0, result.err
     price = json.loads(result.out)["verify"]["compression"]
     assert 4 < price["bits_per_weight"] <= 5
 
 
-def test_what_costs_too_much_is_not_kept(macai, folder, tmp_path, monkeypatch):
+def test_what_costs_too_much_is_not_kept(macai, folder, calibrate, tmp_path, monkeypatch):
     from macai.coreml import export_llm
 
     measured = iter([10.0, 12.0])  # of a random model it may as well fall
     monkeypatch.setattr(export_llm, "perplexity", lambda model, ids: next(measured))
-    options = ("--weights", "int8", "--largest-increase", 0.1)
+    options = ("--weights", "int8", "--largest-increase", 0.1, *calibrate)
     result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *SMALL, *options)
     assert (result.code, result.out) == (1, "")
     assert "the perplexity of a text rises by 20.0%, and 10% is the limit" in result.err
