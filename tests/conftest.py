@@ -1,5 +1,6 @@
 """Fixtures every folder uses, and what a marker needs to run."""
 
+import gc
 import importlib.util
 import os
 import resource
@@ -39,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_mac)
         if item.get_closest_marker("oracle") and not has_oracle:
             item.add_marker(no_oracle)
+
+
+def pytest_collection_finish() -> None:
+    # coremltools collects twice a conversion, which takes longer the more modules there are: these
+    # it need not look at.
+    gc.collect()
+    gc.freeze()
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -99,7 +100,7 @@ class Parts:
         index = self.source.configs.get("pipeline", {})
         return self.time_ids is not None and bool(index.get("force_zeros_for_empty_prompt", True))
 
-    @property
+    @cached_property
     def tokenizers(self) -> Sequence[ClipTokenizer]:
         """The tokenizer of each text encoder."""
         return [self.source.tokenizer(name) for name in self.text_names]

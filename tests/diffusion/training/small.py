@@ -12,8 +12,7 @@ from PIL import Image
 from macai.diffusion.loading import Models, save_folder
 from macai.diffusion.models import from_config
 from macai.diffusion.tokenizer import ClipTokenizer
-from macai.diffusion.tokenizer.folder import default_settings
-from macai.diffusion.tokenizer.vocabulary import END, START, Vocabulary, letters_by_byte
+from macai.diffusion.tokenizer.vocabulary import END, START
 from macai.files import write_json
 from tests.diffusion import tiny
 
@@ -24,17 +23,12 @@ UNET = tiny.UNET | {"sample_size": SIZE // 2, "mid_block_type": "UNetMidBlock2DC
 UNET |= {"block_out_channels": [8], "down_block_types": ["CrossAttnDownBlock2D"]}
 UNET |= {"up_block_types": ["CrossAttnUpBlock2D"]}
 VAE = tiny.VAE | {"sample_size": SIZE, "scaling_factor": 1.0}
-TEXT = tiny.TEXT | {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513}
-TEXT |= {"max_position_embeddings": 12, "num_hidden_layers": 1}
+TEXT = tiny.TEXT | {"max_position_embeddings": 12, "num_hidden_layers": 1}
 CONFIGS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 
 
 def tokenizer() -> ClipTokenizer:
-    """Return a tokenizer of single bytes, built in no time."""
-    letters = list(letters_by_byte().values())
-    words = [*letters, *[f"{letter}</w>" for letter in letters], START, END]
-    vocabulary = Vocabulary({word: i for i, word in enumerate(words)}, [])
-    return ClipTokenizer(vocabulary, default_settings(padding=END, max_length=12))
+    return tiny.letters_tokenizer(max_length=12)
 
 
 def models(seed: int = 0, **unet: object) -> Models:
