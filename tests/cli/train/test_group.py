@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="mlx.launch is for Unix"),
 ]
 LAUNCH = Path(sys.executable).parent / "mlx.launch"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SETTINGS = (
     "batch.tokens=256",
     "adapter.rank=4",
