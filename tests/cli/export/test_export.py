@@ -1,77 +1,13 @@
-"""`macai export`, `macai verify` and `macai run`, as a user meets them."""
+"""`macai export llm`, as a user meets it."""
 
 import json
-import shutil
-import sys
 
-import numpy as np
 import pytest
 
-from macai.coreml.session import open_bundle
-from macai.coreml.verify import sample_text
 from macai.models.load import load_model
 from tests.adapters import adapt, save
+from tests.cli.export.packages import SMALL, names
 from tests.tiny import tiny_model_dir
-
-SMALL = ("--context", 64, "--prefill", 8, "--positions", 12)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model") / "small")
-
-
-@pytest.fixture(scope="module")
-def adapter(folder, tmp_path_factory):
-    return save(adapt(load_model(folder)), tmp_path_factory.mktemp("adapter"))
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return tmp_path_factory.mktemp("exported") / "bundle"
-
-
-@pytest.fixture
-def bundle(macai, folder, adapter, exported, tmp_path):
-    """A verified bundle of the tiny model with its adapter, to do with as one likes."""
-    if not exported.exists():
-        options = ("--model", folder, "--adapter", adapter, "--out", exported, *SMALL)
-        result = macai("export", "llm", *options)
-        assert result.code == 0, result.err
-    return shutil.copytree(exported, tmp_path / "bundle")
-
-
-@pytest.fixture(scope="module")
-def calibrate(tmp_path_factory):
-    """Options: a text of some hundred tokens, where what comes with macai has thousands."""
-    file = tmp_path_factory.mktemp("text") / "some.txt"
-    file.write_text(sample_text()[:1200])
-    return "--calibrate", file
-
-
-def names(path):
-    return sorted(p.name for p in path.iterdir())
-
-
-def test_an_exported_package_says_what_the_tuned_model_says(macai, folder, adapter, bundle):
-    options = ("--max-tokens", 8)
-    tuned = macai("generate", "Hello", "--model", folder, "--adapter", adapter, *options)
-    plain = macai("generate", "Hello", "--model", folder, *options)
-    ours = macai("run", bundle, "--prompt", "Hello", *options)
-    assert (ours.code, ours.out) == (0, tuned.out)
-    assert ours.out != plain.out
-    report = json.loads((bundle / "verify.json").read_text())
-    assert report["model"]["passed"]
-
-
-def test_doctor_takes_a_verified_bundle_for_one(macai, bundle):
-    def rules():
-        found = json.loads(macai("doctor", bundle, "--json").out)
-        return {f["rule"] for f in found["findings"]}
-
-    assert not rules() & {"bundle-verification", "duplicate-weights", "bundle-manifest"}
-    (bundle / "verify.json").write_text("{}")
-    assert "bundle-verification" in rules()
 
 
 def test_export_prints_the_package_and_how_well_it_agrees(macai, folder, tmp_path):
@@ -280,129 +216,9 @@ def test_an_adapter_is_loaded_into_a_slot_at_run_time(macai, folder, adapter, tm
     assert macai("doctor", file).code == 0
 
 
-def test_weights_in_fewer_bits_take_an_adapter_too(macai, folder, calibrate, tmp_path):
-    options = (*SMALL, "--weights", "int8", "--adapter-slot", 2, "--slot-target", "q_proj")
-    options = (*options, *calibrate, "--json")
-    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
-    assert result.code == 0, result.err
-    value = json.loads(result.out)
-    assert value["verify"]["slot"]["passed"]
-    assert list(value["slot"]["layers"]) == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
-    assert value["verify"]["compression"]["bits_per_weight"] < 9
-
-
 def test_an_adapter_is_not_written_for_a_bundle_without_a_slot(macai, bundle, adapter, tmp_path):
     file = tmp_path / "a"
     result = macai("export", "adapter", "--adapter", adapter, "--for", bundle, "--out", file)
     assert (result.code, result.out) == (1, "")
     assert "hint: export it with --adapter-slot RANK" in result.err
     assert not file.exists()
-
-
-@pytest.mark.parametrize("weights", ["int8", "uint4-32", "palette4-32"])
-def test_weights_in_fewer_bits_are_smaller_and_compared_as_they_are(
-    macai, folder, bundle, calibrate, tmp_path, weights
-):
-    out = tmp_path / "o"
-    options = (*SMALL, "--weights", weights, *calibrate, "--json")
-    result = macai("export", "llm", "--model", folder, "--out", out, *options)
-    assert result.code == 0, result.err
-    value = json.loads(result.out)
-    assert value["weights"] == weights
-    assert value["bytes"] < open_bundle(bundle)[1].size_bytes
-    assert value["verify"]["model"]["exact"]
-    price = value["verify"]["compression"]
-    assert price["bits_per_weight"] < 16
-    # 476 rows of the embedding are no multiple of 32, which palettes want.
-    assert bool(price["left_as_they_are"]) == weights.startswith("palette")
-    again = macai("verify", out, "--against", folder, "--positions", 12, "--json")
-    assert again.code == 0
-    assert not json.loads(again.out)["exact"]
-
-
-def test_bits_are_spent_to_a_mean(macai, folder, calibrate, tmp_path):
-    options = (*SMALL, "--bits-per-weight", 5, *calibrate, "--json")
-    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *options)
-    assert result.code == 0, result.err
-    price = json.loads(result.out)["verify"]["compression"]
-    assert 4 < price["bits_per_weight"] <= 5
-
-
-def test_what_costs_too_much_is_not_kept(macai, folder, calibrate, tmp_path, monkeypatch):
-    from macai.coreml import export_llm
-
-    measured = iter([10.0, 12.0])  # of a random model it may as well fall
-    monkeypatch.setattr(export_llm, "perplexity", lambda model, ids: next(measured))
-    options = ("--weights", "int8", "--largest-increase", 0.1, *calibrate)
-    result = macai("export", "llm", "--model", folder, "--out", tmp_path / "o", *SMALL, *options)
-    assert (result.code, result.out) == (1, "")
-    assert "the perplexity of a text rises by 20.0%, and 10% is the limit" in result.err
-    assert names(tmp_path) == []
-
-
-def test_verify_tells_the_right_model_from_another(macai, folder, adapter, bundle):
-    good = macai(
-        "verify", bundle, "--against", folder, "--adapter", adapter, "--positions", 12, "--json"
-    )
-    assert good.code == 0
-    assert json.loads(good.out)["passed"]
-    bad = macai("verify", bundle, "--against", folder, "--positions", 12)
-    assert bad.code == 1
-    assert "FAILED: " in bad.out
-
-
-def test_verify_takes_a_text(macai, folder, adapter, bundle, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("Turn on the light in the kitchen, and play some music.")
-    options = ("--against", folder, "--adapter", adapter, "--text", text, "--json")
-    assert json.loads(macai("verify", bundle, *options).out)["passed"]
-    missing = macai("verify", bundle, "--against", folder, "--text", tmp_path / "none")
-    assert (missing.code, missing.out) == (1, "")
-    assert f"error: {tmp_path}/none: cannot be read: No such file or directory\n" in missing.err
-    text.write_bytes(b"caf\xe9")
-    latin = macai("verify", bundle, "--against", folder, "--text", text)
-    assert f"error: {text}: not UTF-8 at byte 3\n" in latin.err
-
-
-def test_run_measures_with_json_and_stops_at_a_string(macai, bundle):
-    options = ("--prompt", "Hello", "--max-tokens", 6, "--json")
-    value = json.loads(macai("run", bundle, *options).out)
-    assert value["generated_tokens"] <= 6
-    assert value["finish_reason"] in ("stop", "length")
-    whole = value["text"]
-    stop = whole[len(whole) // 2]
-    value = json.loads(macai("run", bundle, *options, "--stop", stop).out)
-    assert value["text"] == whole[: whole.index(stop)]
-
-
-def test_run_with_a_seed_repeats_itself(macai, bundle):
-    options = ("--prompt", "Hello", "--max-tokens", 8, "--temperature", 1.5, "--seed", 7)
-    assert macai("run", bundle, *options).out == macai("run", bundle, *options).out
-
-
-@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there")
-def test_core_ml_is_asked_for_on_a_mac_only(macai, folder, bundle):
-    for command in (("run", "--prompt", "x"), ("verify", "--against", folder)):
-        result = macai(command[0], bundle, *command[1:], "--runtime", "coreml")
-        assert (result.code, result.out) == (1, "")
-        assert "Core ML runs on macOS only" in result.err
-
-
-@pytest.mark.parametrize("command", ["run", "verify"])
-@pytest.mark.parametrize("what", ["missing", "no manifest", "no package", "no weights", "garbage"])
-def test_a_broken_bundle_is_one_clear_error(macai, folder, bundle, tmp_path, command, what):
-    data = bundle / "small.mlpackage/Data/com.apple.CoreML"
-    if what == "missing":
-        bundle = tmp_path / "none"
-    elif what == "no manifest":
-        (bundle / "macai.json").unlink()
-    elif what == "no package":
-        shutil.rmtree(bundle / "small.mlpackage")
-    elif what == "no weights":
-        shutil.rmtree(data / "weights")
-    else:
-        (data / "model.mlmodel").write_bytes(np.random.default_rng(0).bytes(5000))
-    options = ("--prompt", "x") if command == "run" else ("--against", folder)
-    result = macai(command, bundle, *options)
-    assert (result.code, result.out) == (1, "")
-    assert result.err.count("error: ") == 1
