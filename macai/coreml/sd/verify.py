@@ -9,6 +9,7 @@ import numpy as np
 
 from macai.coreml.sd.component import Component
 from macai.coreml.sd.runner import Precision, Runner
+from macai.diffusion.models.sparing import in_strips
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 LEAST_PSNR = {"fp32": 60.0, "fp16": 60.0}
@@ -24,10 +25,11 @@ def reference(
 ) -> list[dict[str, np.ndarray]]:
     """Return what the module itself, of float32, makes of each sample."""
     run, results = component.call(module), []
-    for sample in samples:
-        outputs = run(*(mx.array(sample[name]) for name in component.inputs))
-        mx.eval(outputs)
-        results.append(dict(zip(component.outputs, map(np.array, outputs), strict=True)))
+    with in_strips(module):
+        for sample in samples:
+            outputs = run(*(mx.array(sample[name]) for name in component.inputs))
+            mx.eval(outputs)
+            results.append(dict(zip(component.outputs, map(np.array, outputs), strict=True)))
     return results
 
 

@@ -1,5 +1,8 @@
 """For machines with little memory: the same numbers, computed piece by piece."""
 
+import contextlib
+from collections.abc import Iterator
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
@@ -37,17 +40,37 @@ class StripConv2d(nn.Conv2d):
 
 def spare_memory(model: nn.Module) -> None:
     """Have the attention and the convolutions of a model computed piece by piece, from now on."""
-    found = []
-    for path, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, Attention):
             module.spare_memory()
+    _use_strips(model)
+
+
+@contextlib.contextmanager
+def in_strips(model: nn.Module) -> Iterator[None]:
+    """Have a CPU compute a model's convolutions piece by piece meanwhile: it is faster, too."""
+    originals = _use_strips(model) if mx.default_device() == mx.cpu else []
+    try:
+        yield
+    finally:
+        if originals:
+            model.update_modules(tree_unflatten(originals))
+
+
+def _use_strips(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the convolutions that are computed in strips from now on, by path."""
+    originals: list[tuple[str, nn.Module]] = []
+    strips: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
         if type(module) is nn.Conv2d and _is_plain(module):
             outputs, _, _, inputs = module.weight.shape
             strip = StripConv2d(inputs, outputs, 3, padding=1, bias="bias" in module)
             strip.update(module.parameters())
-            found.append((path, strip))
-    if found:
-        model.update_modules(tree_unflatten(found))
+            originals.append((path, module))
+            strips.append((path, strip))
+    if strips:
+        model.update_modules(tree_unflatten(strips))
+    return originals
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

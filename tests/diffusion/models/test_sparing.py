@@ -1,3 +1,5 @@
+import contextlib
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -45,3 +47,16 @@ def test_a_convolution_in_strips_takes_less_memory(monkeypatch):
         peaks.append(mx.get_peak_memory() - held)
         sparing.spare_memory(conv)
     assert peaks[1] < peaks[0] / 3
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="elsewhere there is nothing to gain")
+def test_convolutions_are_in_strips_for_a_while(monkeypatch):
+    net = Net()
+    x = mx.random.normal((2, 8, 5, 4), key=mx.random.key(0))
+    whole, before = net(x), list(net.convs)
+    monkeypatch.setattr(sparing, "PIECE_BYTES", 9 * x.nbytes // 8)
+    with contextlib.suppress(RuntimeError), sparing.in_strips(net):
+        assert [type(conv).__name__ for conv in net.convs] == ["StripConv2d", "Conv2d"]
+        assert mx.allclose(net(x), whole, atol=1e-5)
+        raise RuntimeError
+    assert all(now is then for now, then in zip(net.convs, before, strict=True))
