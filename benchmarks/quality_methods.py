@@ -1,8 +1,8 @@
 """What LoRA, DoRA, rsLoRA, LoRA+, PiSSA and training all weights learn from the same budget.
 
-    python -m benchmarks.quality_methods --out FOLDER [--steps 300] [--seeds 3]
+    python -m benchmarks.quality_methods [--out FOLDER] [--steps 16] [--seeds 3]
                                          [--factors 0.5,1,2] [--methods lora,dora] [--data intents]
-    python -m benchmarks.quality_methods --out FOLDER --report
+    python -m benchmarks.quality_methods [--out FOLDER] --report
 
 SmolLM2-135M on two sets of real rows: the shipped intents, and questions about Python's own library
 answered by its docstrings. All methods see the same rows in the same order for as many steps, with
@@ -13,6 +13,7 @@ the difference to LoRA, seed by seed.
 
 A run is a process of its own, and its result is a file that is kept: what is there is not done
 again, and one that was cut off goes on from its last checkpoint. A run takes minutes to hours.
+Those of benchmarks/README.md are in results/quality_methods/.
 """
 
 import argparse
@@ -46,6 +47,8 @@ RATES = {"lora+": 0.25, "full": 0.1}
 times it for B. All weights: LoRA's is ten times theirs in LoRA Without Regret (Schulman, 2025)."""
 LORA_RATE = 1e-3
 DATA = ("intents", "docstrings")
+RESULTS = HERE / "results" / "quality_methods"
+WORK = ".bench-work"  # in the folder of the results: rows and unfinished runs
 TOKENS = 640  # of a step
 ROWS = {"train": 1600, "valid": 60, "test": 100}  # at most
 
@@ -67,9 +70,9 @@ class Case(NamedTuple):
 def main() -> None:
     """Make the runs that are missing; print one line of JSON, and a table."""
     options = argparse.ArgumentParser()
-    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--model", default="smollm2-135m")
-    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--steps", type=int, default=16)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--factors", default="1")
     options.add_argument("--methods", default=",".join(METHODS))
@@ -109,7 +112,7 @@ def _require_same(file: Path, settings: dict[str, Any]) -> None:
 
 def _run(case: Case, out: Path, model: str, steps: int) -> dict[str, Any]:
     """Train, and return losses and seconds."""
-    data, folder = _data(case.data, out), out / "runs" / case.name
+    data, folder = _data(case.data, out / WORK), out / WORK / case.name
     rate = LORA_RATE * RATES.get(case.method, 1.0) * case.factor
     settings = [
         *METHODS[case.method],
@@ -147,15 +150,15 @@ def _output(command: list[str]) -> str:
     return run.stdout
 
 
-def _data(name: str, out: Path) -> Path:
+def _data(name: str, work: Path) -> Path:
     """Return a folder with train.jsonl, valid.jsonl and test.jsonl."""
-    folder = out / name
+    folder = work / name
     if folder.exists():
         return folder
     if name == "docstrings":
-        write_splits(folder, **{"rows" if n == "train" else n: k for n, k in ROWS.items()})
+        write_splits(folder, rows=ROWS["train"], valid=ROWS["valid"], test=ROWS["test"])
         return folder
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for split, count in ROWS.items():
         source = HERE.parent / "recipes" / "data" / name / f"{split}.jsonl"
         rows = source.read_text(encoding="utf-8").splitlines(keepends=True)
