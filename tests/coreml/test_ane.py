@@ -25,7 +25,7 @@ from macai.mil import open_package
 from macai.mil.lint import lint
 from macai.models.load import load_model
 from tests.adapters import adapt, save
-from tests.coreml.test_architectures import FAST, MORE
+from tests.coreml.test_architectures import FAST, MORE, many
 from tests.coreml.test_device import StandIn
 
 IDS = [5, 80, 33, 7, 260, 9, 41, 17, 300, 77, 120, 8, 55, 401, 3]
@@ -79,7 +79,9 @@ def test_a_model_whose_layers_hand_on_more_than_one_value_is_not_divided(name, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in (*FAST, *MORE) if n not in {*ONES, *REFUSED, *WHOLE}])
+@pytest.mark.parametrize(
+    "name", many(n for n in (*FAST, *MORE) if n not in {*ONES, *REFUSED, *WHOLE})
+)
 def test_more_packages_for_the_neural_engine_say_what_mlx_says(name, tmp_path):
     assert_agrees(build(config_of(*FAST.get(name, (name, MORE.get(name))))), tmp_path)
 

@@ -193,6 +193,11 @@ MORE = {
 }
 
 
+def many(names):
+    """Parameters for a profile other than the default: the rarer ones are `long`."""
+    return [pytest.param(n, marks=pytest.mark.long) if n in MORE else n for n in names]
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_what_a_package_says_is_what_mlx_says(name, tmp_path):
     found = agreement(build(config_of(*FAST[name])), tmp_path / "p.mlpackage")

@@ -27,7 +27,7 @@ from macai.errors import PackageError, UsageError
 from macai.mil import open_package
 from macai.mil.lint import lint
 from macai.models.load import load_model
-from tests.coreml.test_architectures import FAST, MORE
+from tests.coreml.test_architectures import FAST, MORE, many
 from tests.mil.packages import save_model
 
 PROFILE = PROFILES["swift-transformers"]
@@ -92,7 +92,7 @@ def test_each_logit_is_mlxs_at_any_length_for_either_caller(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", many(OTHERS))
 def test_so_it_is_for_other_models(name, tmp_path):
     assert_right_at_all_lengths(
         build(config_of(*FAST.get(name, (name, MORE.get(name))))), tmp_path / "p.mlpackage"
