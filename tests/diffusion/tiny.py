@@ -57,12 +57,12 @@ SCHEDULER = {
 }
 
 
-def letters_tokenizer(max_length: int = 77) -> ClipTokenizer:
+def letters_tokenizer(max_length: int = 77, padding: str = END) -> ClipTokenizer:
     """Return a tokenizer of single bytes, built in no time."""
     letters = list(letters_by_byte().values())
     words = [*letters, *[f"{letter}</w>" for letter in letters], START, END]
     vocabulary = Vocabulary({word: i for i, word in enumerate(words)}, [])
-    return ClipTokenizer(vocabulary, default_settings(padding=END, max_length=max_length))
+    return ClipTokenizer(vocabulary, default_settings(padding=padding, max_length=max_length))
 
 
 def tiny_models(seed: int = 0, **unet: object) -> Models:

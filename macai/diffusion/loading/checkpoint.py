@@ -13,6 +13,7 @@ from macai.diffusion.loading.build import BITS, DTYPES, Precision, build, memory
 from macai.diffusion.loading.contents import TOKENIZERS, Contents, Part
 from macai.diffusion.loading.folder import read_folder
 from macai.diffusion.loading.single_file import Wishes, read_single_file
+from macai.diffusion.models.clip_text import CLIPTextConfig
 from macai.diffusion.tokenizer import ClipTokenizer
 from macai.errors import ModelError, UsageError
 
@@ -92,8 +93,21 @@ class Checkpoint:
 
         Args:
             component: "text_encoder" or "text_encoder_2".
+
+        Raises:
+            ModelError: it is no tokenizer, or has more tokens than the encoder knows.
         """
-        name = TOKENIZERS[component]
+        found = self._tokenizer(TOKENIZERS[component])
+        known = CLIPTextConfig.from_dict(self.configs[component]).vocab_size
+        if found.size > known:  # MLX would read past the end of the table
+            raise ModelError(
+                f"{self.path}: its tokenizer has {found.size:,} tokens, "
+                f"and its {component} knows {known:,}",
+                hint="was one of them copied from another model?",
+            )
+        return found
+
+    def _tokenizer(self, name: str) -> ClipTokenizer:
         folder = self.contents.tokenizers.get(name)
         if folder is not None:
             return ClipTokenizer.from_folder(folder)

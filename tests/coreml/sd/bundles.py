@@ -15,11 +15,10 @@ from macai.diffusion.lora.formats import read_lora
 from macai.diffusion.lora.layers import layers_of
 from macai.diffusion.models import from_config
 from macai.diffusion.models.layout import to_torch
-from macai.diffusion.tokenizer import ClipTokenizer
 from macai.files import write_json
 from macai.mil import open_package
 from macai.models.arrays import named_arrays
-from tests.diffusion.tiny import SCHEDULER, TEXT, UNET, VAE
+from tests.diffusion.tiny import SCHEDULER, TEXT, UNET, VAE, letters_tokenizer
 
 _SHARED = {
     "in_channels", "block_out_channels", "layers_per_block", "down_block_types",
@@ -36,8 +35,8 @@ def xl_dir(folder: Path, *, ids: int = 6, **vae: object) -> Path:
     }  # fmt: skip
     texts = {"text_encoder": TEXT, "text_encoder_2": second}
     tokenizers = {
-        "text_encoder": ClipTokenizer.shipped(),
-        "text_encoder_2": ClipTokenizer.shipped(padding="!"),
+        "text_encoder": letters_tokenizer(),
+        "text_encoder_2": letters_tokenizer(padding="!"),
     }
     if ids == 5:
         del texts["text_encoder"], tokenizers["text_encoder"]

@@ -41,7 +41,7 @@ VAE: dict[str, Any] = {
 }
 TEXT: dict[str, Any] = {
     "architectures": ["CLIPTextModel"],
-    "vocab_size": 60,
+    "vocab_size": 49408,
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 2,

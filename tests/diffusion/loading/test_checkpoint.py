@@ -1,6 +1,7 @@
 """Loading a component: types, bits, memory, and weights that cannot be used."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,12 @@ def test_a_folder_of_a_published_model_is_of_its_version(kind: str) -> None:
     assert kind_of({"unet": told | {"cross_attention_dim": 999}}) == "custom"
     assert kind_of({"controlnet": told}) == kind
     assert kind_of({"vae": {}}) == "custom"
+
+
+def test_a_tokenizer_with_more_tokens_than_its_encoder_is_refused(folder: Path, tmp_path: Path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "text_encoder" / "config.json").read_text())
+    shrunk = config | {"vocab_size": 300}
+    (other / "text_encoder" / "config.json").write_text(json.dumps(shrunk))
+    with pytest.raises(ModelError, match="its text_encoder knows 300"):
+        open_checkpoint(other).tokenizer("text_encoder")
