@@ -18,7 +18,9 @@ from macai.coreml.rounding import Grid, best_grid, stored
 from macai.coreml.stored import Blocks, Palette
 
 _LAZY = 64  # columns after which the rest of the weight is brought up to date
-DAMPING = 0.01  # of the mean of H's diagonal, added to it
+DAMPING = 0.1
+"""Of the mean of H's diagonal, added to it. The paper's 0.01 is for 30 times as many tokens: with
+some thousands SmolLM2 rounded to affine4-64 is at 12.8 % more perplexity, with this at 10.5 %."""
 
 
 @dataclass(frozen=True)
