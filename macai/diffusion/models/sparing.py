@@ -59,18 +59,17 @@ def in_strips(model: nn.Module) -> Iterator[None]:
 
 def _use_strips(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the convolutions that are computed in strips from now on, by path."""
-    originals: list[tuple[str, nn.Module]] = []
-    strips: list[tuple[str, nn.Module]] = []
-    for path, module in model.named_modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
-            outputs, _, _, inputs = module.weight.shape
-            strip = StripConv2d(inputs, outputs, 3, padding=1, bias="bias" in module)
-            strip.update(module.parameters())
-            originals.append((path, module))
-            strips.append((path, strip))
-    if strips:
-        model.update_modules(tree_unflatten(strips))
-    return originals
+    plain = [(p, m) for p, m in model.named_modules() if type(m) is nn.Conv2d and _is_plain(m)]
+    if plain:
+        model.update_modules(tree_unflatten([(path, _strip(conv)) for path, conv in plain]))
+    return plain
+
+
+def _strip(conv: nn.Conv2d) -> StripConv2d:
+    outputs, _, _, inputs = conv.weight.shape
+    strip = StripConv2d(inputs, outputs, 3, padding=1, bias="bias" in conv)
+    strip.update(conv.parameters())
+    return strip
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

@@ -55,8 +55,8 @@ def test_convolutions_are_in_strips_for_a_while(monkeypatch):
     x = mx.random.normal((2, 8, 5, 4), key=mx.random.key(0))
     whole, before = net(x), list(net.convs)
     monkeypatch.setattr(sparing, "PIECE_BYTES", 9 * x.nbytes // 8)
-    with contextlib.suppress(RuntimeError), sparing.in_strips(net):
+    with contextlib.suppress(KeyboardInterrupt), sparing.in_strips(net):
         assert [type(conv).__name__ for conv in net.convs] == ["StripConv2d", "Conv2d"]
         assert mx.allclose(net(x), whole, atol=1e-5)
-        raise RuntimeError
+        raise KeyboardInterrupt
     assert all(now is then for now, then in zip(net.convs, before, strict=True))
