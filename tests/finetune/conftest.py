@@ -14,7 +14,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(tiny_dir, data):
     def run(recipe, out, *, stop_at=None, base=tiny_dir, data=data, each=None, **options):
         """Run to the end, or until `stop_at` steps are done, and return the events."""

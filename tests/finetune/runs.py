@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+
 from macai.recipe import Adapter, Batch, Data, Optimizer, Recipe, Schedule, Train
 from macai.train.checkpoint import load_checkpoint
 
@@ -86,3 +88,11 @@ def metrics(out):
 
 def of_type(events, kind):
     return [e for e in events if isinstance(e, kind)]
+
+
+def assert_same_but_for_rounding(out, other):
+    ours, theirs = (load_checkpoint(folder).arrays for folder in (out, other))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        a, b = np.array(ours[name]), np.array(value)
+        assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max(), name

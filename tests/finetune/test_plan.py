@@ -18,7 +18,7 @@ from macai.models.sizes import model_sizes, open_hollow
 from macai.recipe import Adapter, Batch, Data, Loss, Recipe, Train, dumps, load_recipe
 from macai.train.events import Started, Summary
 from macai.train.footprint import PartShape, Setup, footprint
-from tests.finetune.runs import of_type, write_rows
+from tests.finetune.runs import of_type
 
 LORA = Adapter(rank=4)
 RECIPE = Recipe(
@@ -27,14 +27,6 @@ RECIPE = Recipe(
     batch=Batch(tokens=512),
     train=Train(epochs=1, workers=1),
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_rows(folder / "train.jsonl", range(20))
-    write_rows(folder / "valid.jsonl", range(20, 25))
-    return folder
 
 
 @pytest.fixture

@@ -1,21 +1,18 @@
 """Runs whose memory runs out: the same steps again, in smaller parts."""
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from mlx.utils import tree_map
 
 from macai import finetune as finetune_module
 from macai.errors import TrainingError
-from macai.finetune import finetune
-from macai.models.load import load_model
 from macai.recipe import Adapter, Batch, Optimizer, Recipe, Schedule, Train
 from macai.train.checkpoint import load_checkpoint
 from macai.train.events import Lowered, Started, Stopped, Summary
 from macai.train.exhausted import exhausted
 from macai.train.loop import Report
 from macai.train.team import Team
-from tests.finetune.runs import bits, metrics, of_type, write_rows
+from tests.finetune.runs import assert_same_but_for_rounding, bits, metrics, of_type
 
 NO_MEMORY = "[metal::malloc] Unable to allocate 123456789 bytes."
 
@@ -30,32 +27,6 @@ def recipe(*, tokens=256, micro_tokens=0, save_every=0, method="lora", workers=1
         batch=Batch(tokens=tokens, micro_tokens=micro_tokens),
         train=Train(epochs=1, eval_every=3, save_every=save_every, workers=workers),
     )
-
-
-@pytest.fixture(scope="module")
-def run(tiny_dir, tmp_path_factory):
-    data = tmp_path_factory.mktemp("data")
-    write_rows(data / "train.jsonl", range(20))
-    write_rows(data / "valid.jsonl", range(20, 25))
-
-    def run(recipe, out, *, stop_at=None, **options):
-        """Run to the end, or until `stop_at` steps are done, and return the events."""
-        events, done = [], [0]
-        run = finetune(
-            recipe,
-            load_model(tiny_dir),
-            data=data,
-            out=out,
-            should_stop=lambda: done[0] == stop_at,
-            **options,
-        )
-        for event in run:
-            if isinstance(event, Report):
-                done[0] = event.step
-            events.append(event)
-        return events
-
-    return run
 
 
 @pytest.fixture
@@ -78,14 +49,6 @@ def memory(monkeypatch):
         monkeypatch.setattr(finetune_module, "Team", Small)
 
     return limit
-
-
-def assert_same_but_for_rounding(out, other):
-    ours, theirs = (load_checkpoint(folder).arrays for folder in (out, other))
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        a, b = np.array(ours[name]), np.array(value)
-        assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max(), name
 
 
 @pytest.fixture(scope="module")

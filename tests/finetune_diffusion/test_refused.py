@@ -14,17 +14,7 @@ from macai.recipe.diffusion import (
     Train,
 )
 from tests.diffusion.training.small import config_dir, model_dir, picture, picture_dir
-from tests.finetune.diffusion_runs import LORA, UNET, after, run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_dir(tmp_path_factory.mktemp("small") / "model")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return picture_dir(tmp_path_factory.mktemp("pictures") / "p")
+from tests.finetune_diffusion.runs import LORA, UNET, after, run
 
 
 def test_a_run_with_other_pictures_or_another_recipe_is_not_resumed(model, data, tmp_path):

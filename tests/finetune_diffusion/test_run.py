@@ -35,18 +35,8 @@ from macai.train.checkpoint import FILE
 from macai.train.events import Stopped, Validated
 from macai.train.loop import Report
 from macai.train.optimizer import joined
-from tests.diffusion.training.small import config_dir, model_dir, picture, picture_dir, xl_dir
-from tests.finetune.diffusion_runs import LORA, UNET, VAE, after, of, run, same, trained
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_dir(tmp_path_factory.mktemp("small") / "model")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return picture_dir(tmp_path_factory.mktemp("pictures") / "p")
+from tests.diffusion.training.small import config_dir, model_dir, picture, xl_dir
+from tests.finetune_diffusion.runs import LORA, UNET, VAE, after, of, run, same, trained
 
 
 def test_a_lora_run_tells_what_happens_and_leaves_both_files(model, data, tmp_path):

@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from macai.train.checkpoint import FILE, load_checkpoint
-from tests.finetune.runs import write_rows
+from tests.finetune.runs import assert_same_but_for_rounding, write_rows
 from tests.tiny import tiny_model_dir
 
 pytestmark = [
@@ -70,14 +69,6 @@ def whole(folder):
     done = run(1, command(folder, out, "--set", "train.workers=1", "--json"))
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout)
-
-
-def assert_same_but_for_rounding(out, other):
-    ours, theirs = (load_checkpoint(folder).arrays for folder in (out, other))
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        a, b = np.array(ours[name]), np.array(value)
-        assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max(), name
 
 
 def test_two_take_the_steps_of_one_and_one_of_them_writes(folder, whole, tmp_path):
