@@ -1,6 +1,6 @@
 """What goes wrong in silence elsewhere, a test a row of the table in docs/training.md.
 
-Each also runs with the defect built in, and must fail then.
+Each also runs with the defect built in, and must fail then. Long because it is that table.
 """
 
 import re
