@@ -57,7 +57,7 @@ def in_strips(model: nn.Module) -> Iterator[None]:
             model.update_modules(tree_unflatten(originals))
 
 
-def _use_strips(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _use_strips(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """Return the convolutions that are computed in strips from now on, by path."""
     plain = [(p, m) for p, m in model.named_modules() if type(m) is nn.Conv2d and _is_plain(m)]
     if plain:
