@@ -18,6 +18,7 @@ Those of benchmarks/README.md are in results/quality_methods/.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -106,7 +107,7 @@ def _results(cases: Sequence[Case], chosen: argparse.Namespace) -> dict[Case, di
         if not file.exists() and not chosen.report:
             print(f"{number} of {len(cases)}: {case.name}", file=sys.stderr)
             result = _run(case, chosen.out, chosen.model, chosen.steps)
-            file.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            _write(file, result)
         if file.exists():
             found[case] = json.loads(file.read_text(encoding="utf-8"))
     return found
@@ -114,9 +115,17 @@ def _results(cases: Sequence[Case], chosen: argparse.Namespace) -> dict[Case, di
 
 def _require_same(file: Path, settings: dict[str, Any]) -> None:
     """Keep what all results in a folder have in common, and refuse to mix others in."""
-    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
+    if not file.exists():
+        _write(file, settings)
+    elif (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
         raise SystemExit(f"{file.parent} has results of {before}, not of {settings}")
-    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Write JSON, which another process of this sees whole or not at all."""
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    new.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    new.replace(file)
 
 
 def _run(case: Case, out: Path, model: str, steps: int) -> dict[str, Any]:
