@@ -24,9 +24,9 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.catalog import locate_model
-from macai.coreml.calibrate import matrix_paths
 from macai.coreml.compress import Compression, Scheme
 from macai.coreml.fewer_bits import compress_model, replace_weights
+from macai.coreml.matrices import matrix_paths
 from macai.coreml.verify import sample_text
 from macai.models.arrays import scalar
 from macai.models.blas import load_fast_blas
