@@ -1,64 +1,50 @@
 """What a model's matrices are multiplied with, on text: second moments of the inputs."""
 
-from collections.abc import Container, Iterable
-from typing import Any
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
+from macai.coreml.gradients import Gradients
+from macai.coreml.matrices import PLACES, matrix_paths
 from macai.coreml.watch import watching
 
 Moments = dict[str, np.ndarray]
-PLACES: list[tuple[type[nn.Module], str]] = [(nn.Linear, "__call__"), (nn.Embedding, "as_linear")]
-
-
-def matrix_paths(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose weights can be compressed, by the path of the weight."""
-    found: dict[str, nn.Module] = {}
-    leaves: Any = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-    for path, module in leaves:
-        if type(module) in (nn.Linear, nn.Embedding):
-            found[f"{path}.weight"] = module
-    return found
 
 
 def input_moments(
-    model: nn.Module, batches: Iterable[mx.array], only: Container[str] | None = None
+    model: nn.Module,
+    batches: Sequence[mx.array],
+    gradients: Mapping[str, Gradients],
+    only: Container[str] | None = None,
+    *,
+    numbers: Iterable[int] | None = None,
 ) -> Moments:
-    """Return the mean of x x^T over the inputs x of each matrix, float32 [in, in], by its path.
+    """Return the mean of s x x^T over the inputs x of each matrix, float32 [in, in], by its path.
 
-    An embedding has moments if it is used as the head too.
+    s is the squared gradient at the token: with it, what an error e in a row of the matrix costs is
+    e^T H e / 2 nats per token. An embedding has moments if it is used as the head too.
 
     Args:
         model: int32 [B, L] -> logits.
-        batches: int32 [B, L] each, run one after another.
+        batches: int32 [B, L] each.
+        gradients: Of the same batches: see squared_gradients.
         only: Paths of the matrices; all if None.
+        numbers: Of the batches that are run, one after another; all if None.
     """
     paths = {id(m): path for path, m in matrix_paths(model).items() if only is None or path in only}
     sums: dict[str, mx.array] = {}
-    counts: dict[str, int] = {}
-    last: list[mx.array] = []  # the input of the last product, and its moments
+    tokens, number = 0, 0
 
     def seen(module: nn.Module, x: mx.array, _: mx.array) -> None:
-        path = paths.get(id(module))
-        if path is None:
-            return
-        if not last or last[0] is not x:  # q, k and v have the same
-            last[:] = [x, product(x, x)]
-        sums[path] = sums[path] + last[1] if path in sums else last[1]
-        counts[path] = counts.get(path, 0) + x.size // x.shape[-1]
+        if (path := paths.get(id(module))) is not None:
+            found = gradients[path].product(number, x, x)
+            sums[path] = sums[path] + found if path in sums else found
 
-    with watching(PLACES, seen):
-        for batch in batches:
-            model(batch)
-            mx.eval(sums)
-            last.clear()
-    return {path: np.array(total / counts[path]) for path, total in sums.items()}
-
-
-def product(x: mx.array, y: mx.array) -> mx.array:
-    """Return the sum of x y^T over rows [..., in], float32 [in, in]."""
-    left, right = (a.reshape(-1, a.shape[-1]).astype(mx.float32) for a in (x, y))
-    return left.T @ right
+    for number in range(len(batches)) if numbers is None else numbers:
+        with watching(PLACES, seen):
+            model(batches[number])
+        mx.eval(sums)
+        tokens += batches[number].size
+    return {path: np.array(total / tokens) for path, total in sums.items()}

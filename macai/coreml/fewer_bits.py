@@ -1,6 +1,6 @@
 """A language model's weights in fewer bits: which scheme each matrix gets, and what that costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +8,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macai.coreml.calibrate import input_moments, matrix_paths
 from macai.coreml.compress import Compression, Scheme
-from macai.coreml.sensitivity import measure_sensitivity
+from macai.coreml.gradients import Gradients, squared_gradients
+from macai.coreml.matrices import matrix_paths
+from macai.coreml.sensitivity import expect_divergences
 from macai.coreml.sequential import round_model
 from macai.errors import UsageError
 from macai.models.load import LoadedModel
 
 # What a mix is made of, beside blocks as a model quantised by MLX or for GGUF has them already.
-CANDIDATES = ("scaled3", "scaled4", "scaled6", "int8")
+CANDIDATES = ("scaled3", "scaled4", "int4-64", "affine4-64", "scaled6", "int8")
 PIECE = 512  # tokens of text that are run at once
 CALIBRATION_TOKENS = 8192
 """At most: an input of 1,536 numbers needs thousands of tokens to be known by its moments."""
-WEIGHED_TOKENS = 2048
-"""Of the text, to choose schemes by: for that inputs need not be known as well."""
-MEASURED_TOKENS = 64
-"""Of the text, to see what an error in each matrix costs: once through the model for each."""
+FEWEST_TOKENS = 64
 Progress = Callable[[str, int, int], None]
 
 
@@ -59,15 +57,19 @@ def compress_model(
         raise UsageError("either one scheme for all weights, or a mean number of bits")
     default = None if scheme is None else Scheme.parse(scheme)
     pieces = text_pieces(loaded.tokenizer.encode(text or calibration_text()))
+    gradients = squared_gradients(
+        loaded.model, pieces, lambda done, total: progress("weighing tokens", done, total)
+    )
     schemes: dict[str, Scheme | None] = {}
     if bits_per_weight is not None:
-        schemes |= choose_schemes(loaded, pieces, bits_per_weight, progress)
+        schemes |= choose_schemes(loaded, pieces, gradients, bits_per_weight, progress)
     elif plain_tables:
-        schemes |= dict.fromkeys(_plain_tables(loaded.model, pieces))
+        schemes |= dict.fromkeys(_plain_tables(loaded.model, gradients))
     compression = Compression(default=default, schemes=schemes)
     round_model(
         loaded.model,
         pieces,
+        gradients,
         compression,
         progress=lambda done, total: progress("rounding blocks", done, total),
     )
@@ -75,33 +77,43 @@ def compress_model(
 
 
 def choose_schemes(
-    loaded: LoadedModel, pieces: Sequence[mx.array], bits_per_weight: float, progress: Progress
+    loaded: LoadedModel,
+    pieces: Sequence[mx.array],
+    gradients: Mapping[str, Gradients],
+    bits_per_weight: float,
+    progress: Progress,
 ) -> dict[str, Scheme]:
     """Return the scheme of each matrix for a mean number of bits."""
-    progress("weighing inputs", 0, 1)
-    moments = input_moments(loaded.model, pieces[: WEIGHED_TOKENS // PIECE])
-    progress("weighing inputs", 1, 1)
     group = loaded.config.get("quantization", {}).get("group_size", 32)
-    sensitivity = measure_sensitivity(
+    sensitivity = expect_divergences(
         loaded.model,
-        [pieces[0][:, :MEASURED_TOKENS]],
-        [Scheme.parse(name) for name in (*CANDIDATES, f"affine4-{group}")],
-        moments=moments,
-        progress=lambda done, total: progress("measuring what bits are worth", done, total),
+        pieces,
+        gradients,
+        [Scheme.parse(name) for name in dict.fromkeys((*CANDIDATES, f"affine4-{group}"))],
+        progress=lambda done, total: progress("weighing matrices", done, total),
     )
     return sensitivity.choose(bits_per_weight)
 
 
 def text_pieces(ids: Sequence[int]) -> list[mx.array]:
-    """Return the ids that are calibrated with, int32 [1, L] each."""
+    """Return the ids that are calibrated with, int32 [1, L] each: two pieces or more.
+
+    Raises:
+        UsageError: they are too few.
+    """
     used = list(ids[:CALIBRATION_TOKENS])
-    starts = range(0, max(len(used) - PIECE // 2, 1), PIECE)
-    return [mx.array(used[start : start + PIECE])[None] for start in starts]
+    if len(used) < FEWEST_TOKENS:
+        raise UsageError(
+            f"{len(used)} tokens of text are too few to calibrate with", hint="some pages are good"
+        )
+    piece = min(PIECE, len(used) // 2)
+    starts = range(0, len(used) - piece // 2, piece)
+    return [mx.array(used[start : start + piece])[None] for start in starts]
 
 
-def _plain_tables(model: nn.Module, pieces: Sequence[mx.array]) -> set[str]:
+def _plain_tables(model: nn.Module, gradients: Mapping[str, Gradients]) -> set[str]:
     tables = {p for p, m in matrix_paths(model).items() if type(m) is nn.Embedding}
-    return tables - input_moments(model, pieces[:1], tables).keys()
+    return {path for path in tables if not gradients[path].multiplies}
 
 
 def replace_weights(model: nn.Module, compression: Compression) -> None:

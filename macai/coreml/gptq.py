@@ -50,6 +50,15 @@ class Inputs:
         """How much what a column is rounded by counts, float64 [columns]."""
         return 1 / np.square(np.diag(self.factor), dtype=np.float64)
 
+    def importance_for(self, moments: np.ndarray) -> np.ndarray:
+        """How much that counts for other inputs than those it was fed back for, float64 [columns].
+
+        Args:
+            moments: Of the other inputs, [columns, columns].
+        """
+        left = np.einsum("ij,ij->i", self.factor @ moments, self.factor, dtype=np.float64)
+        return left * self.importance
+
     def target(self, weight: np.ndarray) -> np.ndarray:
         """Return the weight that gives of x what `weight` gives of y, as nearly as one can.
 

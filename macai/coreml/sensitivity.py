@@ -1,33 +1,34 @@
-"""What it costs a model to store a matrix in fewer bits: measured once a matrix, then computed.
+"""What it costs a model to store a matrix in fewer bits, computed for each scheme.
 
 The cost is the Kullback-Leibler divergence of the model's next-token distributions from what they
 were, nats per token: to second order the increase of the loss, without the noise of the text's own
-tokens. To that order it is proportional to the squared error of the matrix's output, which needs no
-model: one measurement gives the factor, and each scheme's error its cost.
+tokens. To that order it is e^T H e / 2 for the error e of a row, with the inputs' moments H as
+calibrate.py weighs them; what feedback leaves of that is in gptq.py.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.allocate import choose_bits
-from macai.coreml.calibrate import Moments, matrix_paths
+from macai.coreml.calibrate import input_moments
 from macai.coreml.compress import Scheme
 from macai.coreml.gptq import Inputs
-from macai.models.arrays import scalar
+from macai.coreml.gradients import Gradients
+from macai.coreml.matrices import matrix_paths
 
 Progress = Callable[[int, int], None]
-MOST = 256  # matrices that are measured: all of a model's, most often
 _ROWS = 256  # of a matrix that tell the error of all
-TRIED = Scheme.parse("scaled4")  # what a matrix is replaced by, to see what errors in it cost
+_MOMENTS_BYTES = 2e9  # in memory at once, of both halves
 
 
 @dataclass(slots=True)
 class Sensitivity:
-    """What each scheme costs each matrix.
+    """What each scheme may cost each matrix.
 
     Attributes:
         sizes: Elements of each matrix, by its path.
@@ -53,98 +54,85 @@ class Sensitivity:
         return {path: by_bits[path][bits] for path, bits in chosen.items()}
 
 
-def measure_sensitivity(
+def expect_divergences(
     model: nn.Module,
     batches: Sequence[mx.array],
+    gradients: Mapping[str, Gradients],
     schemes: Iterable[Scheme],
     *,
-    moments: Moments,
-    most: int = MOST,
     progress: Progress = lambda done, total: None,
 ) -> Sensitivity:
-    """Return what each scheme costs each matrix of a model.
+    """Return what each scheme may cost each matrix of a model.
 
-    Each matrix in turn is replaced by a coarse one and put back. Of a model with more than `most`,
-    matrices evenly spread are measured, and the others have the factor of the last one of their
-    name: layers next to each other are alike.
+    Feedback saves less on other text than on that it is known from, and for some matrices far less:
+    what it saves is taken from either half of the batches for the other.
 
     Args:
-        model: int32 [B, L] -> logits [B, L, V]. It is as it was when this returns or raises.
-        batches: Texts to run, int32 [B, L] each.
+        model: int32 [B, L] -> logits.
+        batches: Text, int32 [B, L] each; two at least.
+        gradients: On the same text: see squared_gradients.
         schemes: Which to try; those that a matrix's shape refuses are left out for it.
-        moments: Second moments of inputs, as input_moments gives them; where there are none, as of
-            a table that is no head, all inputs count alike.
-        most: How many matrices to measure.
         progress: Told how many matrices are done, and of how many.
     """
     found, schemes = Sensitivity(), list(schemes)
     modules = matrix_paths(model)
-    before = [_log_probabilities(model(batch)) for batch in batches]
-    mx.eval(before)
-    tokens = sum(batch.size for batch in batches)
-    stride = -(-len(modules) // most)
-    factors: dict[str, float] = {}
-    for number, (path, module) in enumerate(modules.items()):
-        weight = np.array(module.weight.astype(mx.float16)).astype(np.float32)
-        counts = _counts(moments.get(path), weight.shape[1])
-        name = path.split(".")[-2]
-        if number % stride == 0 or name not in factors:
-            dense = TRIED.apply(weight).dense()
-            divergence = _replaced(model, module, dense, batches, before) / tokens
-            factors[name] = divergence / max(_squared(dense - weight, moments.get(path)), 1e-30)
-        found.sizes[path] = weight.size
-        shape = (weight.shape[0], weight.shape[1])
-        for scheme in schemes:
-            if scheme.refusal(shape) is None:
-                error = _expected(scheme, weight, counts)
-                found.divergences.setdefault(path, {})[scheme] = factors[name] * error
-                found.bits.setdefault(path, {})[scheme] = 8 * scheme.size_bytes(shape) / weight.size
-        progress(number + 1, len(modules))
+    done = 0
+    for paths in _parts(modules):
+        halves = [
+            input_moments(model, batches, gradients, paths, numbers=range(k, len(batches), 2))
+            for k in (0, 1)
+        ]
+        for path in paths:
+            weight = np.array(modules[path].weight.astype(mx.float16)).astype(np.float32)
+            shape = (weight.shape[0], weight.shape[1])
+            found.sizes[path] = weight.size
+            known = [half.pop(path) for half in halves if path in half]
+            counts = _counts(gradients[path], known, shape)
+            for scheme in schemes:
+                if scheme.refusal(shape) is None:
+                    bits = 8 * scheme.size_bytes(shape) / weight.size
+                    cost = _expected(scheme, weight, *counts)
+                    found.divergences.setdefault(path, {})[scheme] = cost
+                    found.bits.setdefault(path, {})[scheme] = bits
+            done += 1
+            progress(done, len(modules))
     return found
 
 
-def _counts(moments: np.ndarray | None, columns: int) -> np.ndarray:
-    """Return what an error of each column counts when it is fed back: see gptq.py."""
-    return np.ones(columns) if moments is None else Inputs(moments).importance
+def _parts(modules: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    """Part the paths of matrices, so that the moments of a part's inputs are not too many."""
+    part: list[str] = []
+    size = 0
+    for path, module in modules.items():
+        own = 8 * module.weight.shape[1] ** 2
+        if part and size + own > _MOMENTS_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += own
+    yield part
 
 
-def _expected(scheme: Scheme, weight: np.ndarray, counts: np.ndarray) -> float:
-    """Return the error of a scheme, from some of the rows: they are alike, and many in a table."""
-    some = weight[:: max(len(weight) // _ROWS, 1)]
-    some = weight if scheme.refusal(some.shape) else some
-    error = np.square(scheme.apply(some).dense() - some).sum(0) @ counts
-    return float(error) * len(weight) / len(some)
+def _counts(
+    gradients: Gradients, halves: Sequence[np.ndarray], shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a squared error counts by column, in a row of mean importance; and by row."""
+    by_row, by_column = np.ones(shape[0]), np.zeros(shape[1])
+    for one, other in permutations(halves, 2):
+        by_column += Inputs(one).importance_for(other) * shape[0] / 2
+    if gradients.multiplies and gradients.rows is not None:
+        by_row = gradients.rows / gradients.rows.mean()
+    if gradients.columns is not None:  # each token reads one row
+        by_column += gradients.columns
+    return by_column, by_row
 
 
-def _squared(error: np.ndarray, moments: np.ndarray | None) -> float:
-    """Return the squared error of a matrix's output."""
-    moved = error if moments is None else error @ moments
-    return float(np.einsum("ij,ij->", moved, error, dtype=np.float64))
-
-
-def _replaced(
-    model: nn.Module,
-    module: nn.Module,
-    dense: np.ndarray,
-    batches: Sequence[mx.array],
-    before: Sequence[mx.array],
+def _expected(
+    scheme: Scheme, weight: np.ndarray, by_column: np.ndarray, by_row: np.ndarray
 ) -> float:
-    """Return the divergence with another weight, nats."""
-    weight, total = module.weight, 0.0
-    try:
-        module.weight = mx.array(dense).astype(weight.dtype)
-        for batch, was in zip(batches, before, strict=True):
-            total += scalar(_divergence(was, model(batch)))
-    finally:
-        module.weight = weight
-    return max(total, 0.0)
-
-
-def _log_probabilities(logits: mx.array) -> mx.array:
-    wide = logits.astype(mx.float32)
-    return wide - mx.logsumexp(wide, axis=-1, keepdims=True)
-
-
-def _divergence(before: mx.array, logits: mx.array) -> mx.array:
-    # In float32 both: float16 would add 2e-5 nats of its own, more than many a matrix costs.
-    return (mx.exp(before) * (before - _log_probabilities(logits))).sum()
+    """Return the cost of a scheme, from some of the rows: they are alike, and many in a table."""
+    step = max(len(weight) // _ROWS, 1)
+    step = 1 if scheme.refusal(weight[::step].shape) else step
+    some, counts = weight[::step], by_row[::step]
+    error = np.square(scheme.apply(some).dense() - some) @ by_column
+    return float(error @ counts / max(counts.sum(), 1e-30)) / 2

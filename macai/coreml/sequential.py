@@ -13,9 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macai.coreml.calibrate import PLACES, input_moments, matrix_paths, product
+from macai.coreml.calibrate import input_moments
 from macai.coreml.compress import Compression
 from macai.coreml.gptq import Inputs
+from macai.coreml.gradients import Gradients
+from macai.coreml.matrices import PLACES, matrix_paths
 from macai.coreml.watch import watching
 
 Progress = Callable[[int, int], None]
@@ -25,6 +27,7 @@ Seen = dict[str, mx.array]
 def round_model(
     model: nn.Module,
     batches: Sequence[mx.array],
+    gradients: Mapping[str, Gradients],
     compression: Compression,
     progress: Progress = lambda done, total: None,
 ) -> None:
@@ -36,6 +39,7 @@ def round_model(
     Args:
         model: int32 [B, L] -> logits.
         batches: Text, int32 [B, L] each.
+        gradients: Of the same text, by path: how much errors at each token count.
         compression: How; it keeps what is stored.
         progress: Told how many blocks are done, and of how many.
     """
@@ -44,7 +48,7 @@ def round_model(
     within = {id(m) for block in blocks for m in matrix_paths(block).values()}
     outside = {path: m for path, m in modules.items() if id(m) not in within}
     before = [_calls(model, blocks, batch) for batch in batches]
-    moments = input_moments(model, batches, outside)
+    moments = input_moments(model, batches, gradients, outside)
     for path, module in outside.items():
         known = moments.pop(path, None)
         _round(path, module, None if known is None else Inputs(known), compression)
@@ -52,7 +56,7 @@ def round_model(
     paths = {id(module): path for path, module in modules.items()}
     for number, block in enumerate(blocks):
         own = [[calls.pop(0) for calls in stream] for stream in (before, after)]
-        results = _round_block(block, own[0], own[1], paths, compression)
+        results = _round_block(block, own[0], own[1], paths, gradients, compression)
         for stream, outputs in zip((before, after), results, strict=True):
             for calls, output in zip(stream, outputs, strict=True):
                 if calls:
@@ -77,6 +81,7 @@ def _round_block(
     before: Sequence[_Call],
     after: Sequence[_Call],
     paths: Mapping[int, str],
+    gradients: Mapping[str, Gradients],
     compression: Compression,
 ) -> tuple[list[mx.array], list[mx.array]]:
     """Round the matrices of a block in the order of their use; return both streams' results."""
@@ -89,22 +94,28 @@ def _round_block(
         inputs.append(seen)
         outputs.append(output)
     for group in _alike(inputs[0]):
-        moments = wanted = mx.array(0.0)
-        for call, known in zip(after, inputs, strict=True):
+        given = []
+        for call in after:
             with _inputs(paths) as seen:
                 call.run(block)
-            x = seen[group[0]]
-            moments, wanted = moments + product(x, x), wanted + product(known[group[0]], x)
-            mx.eval(moments, wanted)  # and no more of the block than leads to them
-        count = sum(known[group[0]].size for known in inputs) // moments.shape[0]
-        given = Inputs(np.array(moments / count), np.array(wanted / count))
+            given.append(seen[group[0]])
+            mx.eval(given)  # and no more of the block than leads to it
         for path in group:
-            _round(path, modules[path], given, compression)
-            for known in inputs:
-                del known[path]
+            known = [calls.pop(path) for calls in inputs]
+            _round(path, modules[path], _moments(gradients[path], given, known), compression)
     results = [call.run(block) for call in after]
     mx.eval(results)
     return outputs, results
+
+
+def _moments(gradients: Gradients, given: Sequence[mx.array], known: Sequence[mx.array]) -> Inputs:
+    """Return what a matrix is given now, and what it was given before."""
+    moments = wanted = mx.array(0.0)
+    for number, (x, y) in enumerate(zip(given, known, strict=True)):
+        moments = moments + gradients.product(number, x, x)
+        wanted = wanted + gradients.product(number, y, x)
+        mx.eval(moments, wanted)
+    return Inputs(np.array(moments), np.array(wanted))
 
 
 def _round(path: str, module: nn.Module, inputs: Inputs | None, compression: Compression) -> None:
