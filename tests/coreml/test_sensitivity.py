@@ -31,7 +31,7 @@ def gradients(model, batches):
     return squared_gradients(model, batches)
 
 
-def test_what_matters_less_costs_less_and_more_bits_cost_less(model, known):
+def test_what_matters_less_costs_less_and_more_bits_cost_less(model, batches, gradients):
     told = []
     found = expect_divergences(
         model, batches, gradients, SCHEMES, progress=lambda done, total: told.append((done, total))
