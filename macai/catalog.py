@@ -337,7 +337,7 @@ def _cached(
         names = f".{glob.escape(name)}.{'[0-9a-f]' * 8}.*"
         for left_over in folder.parent.glob(names):  # of a run that was killed: the lock is ours
             shutil.rmtree(left_over, ignore_errors=True)
-        with atomic_directory(folder, force=True) as temporary:
+        with atomic_directory(folder, force=True, marks=()) as temporary:
             build(temporary)
             sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
             write_json(temporary / _MANIFEST, {"source": source, "files_bytes": sizes})

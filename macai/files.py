@@ -6,11 +6,14 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from macai.errors import OutputError
+
+MARKS = ("config.json", "model_index.json", "macai.json", "Manifest.json")
+"""Of these a model, a pipeline, a bundle and a package each has one."""
 
 
 @contextlib.contextmanager
@@ -35,13 +38,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    path: Path, *, force: bool = False, marks: Collection[str] = MARKS
+) -> Iterator[Path]:
     """Yield an empty temporary folder; on success rename it to `path`.
 
     An existing `path` is refused before any work, or with `force` replaced only once the new one is
-    complete. Where `path` is a link, what it leads to is replaced.
+    complete, if it holds one of `marks`, or there are none. Where `path` is a link, what it leads
+    to is replaced.
     """
-    refuse_existing(path, force=force)
+    refuse_replacing(path, force=force, marks=marks)
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -70,6 +76,25 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         )
     if path.is_file():
         raise OutputError(f"{path} is a file, not a folder", hint="choose another --out")
+
+
+def refuse_replacing(path: Path, *, force: bool, marks: Collection[str] = MARKS) -> None:
+    """Raise OutputError when a folder may not be replaced as a whole, by `force` neither.
+
+    It may, if it holds one of `marks`, the names of files that tell what macai makes: all that is
+    in it will be gone.
+    """
+    refuse_existing(path, force=force)
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    target = path.resolve()
+    if Path.cwd().is_relative_to(target):
+        raise OutputError(f"{path} is where you are", hint="choose another --out")
+    if marks and not any((target / mark).is_file() for mark in marks):
+        raise OutputError(
+            f"{path} holds neither a model nor a package: --force does not delete other files",
+            hint="choose another --out, or empty it yourself",
+        )
 
 
 def require_writable(folder: Path) -> None:

@@ -6,7 +6,14 @@ import mlx.core as mx
 import pytest
 
 from macai.errors import OutputError
-from macai.files import atomic_directory, atomic_file, refuse_existing, write_json
+from macai.files import (
+    MARKS,
+    atomic_directory,
+    atomic_file,
+    refuse_existing,
+    refuse_replacing,
+    write_json,
+)
 from macai.models.arrays import save_arrays
 
 
@@ -126,7 +133,7 @@ def test_a_directory_appears_whole(tmp_path, empty_target_exists):
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(143)])
 def test_an_exception_midway_leaves_the_old_directory_and_nothing_else(tmp_path, error):
     target = fill(tmp_path / "model", "old")
-    with pytest.raises(type(error)), atomic_directory(target, force=True) as temporary:  # noqa: PT012
+    with pytest.raises(type(error)), atomic_directory(target, force=True, marks=()) as temporary:  # noqa: PT012
         (temporary / "part").write_text("half")
         raise error
     assert content(tmp_path) == {"model/part": "old"}
@@ -160,7 +167,7 @@ def test_an_existing_directory_is_refused_before_any_work(tmp_path):
 
 def test_force_replaces_the_directory_as_a_whole(tmp_path):
     target = fill(tmp_path / "model", "old")
-    with atomic_directory(target, force=True) as temporary:
+    with atomic_directory(target, force=True, marks={"part"}) as temporary:
         (temporary / "other").write_text("new")
         assert content(target) == {"part": "old"}
     assert content(tmp_path) == {"model/other": "new"}
@@ -177,7 +184,7 @@ def test_when_the_new_directory_cannot_take_its_place_the_old_one_does(tmp_path,
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(OutputError, match="Input/output error"):  # noqa: SIM117
-        with atomic_directory(target, force=True) as temporary:
+        with atomic_directory(target, force=True, marks=()) as temporary:
             (temporary / "other").write_text("new")
     assert content(tmp_path) == {"model/part": "old"}
     assert names(tmp_path) == ["model"]
@@ -187,7 +194,7 @@ def test_what_a_link_leads_to_is_replaced(tmp_path):
     target = fill(tmp_path / "disk" / "model", "old")
     link = tmp_path / "link"
     link.symlink_to(target)
-    with atomic_directory(link, force=True) as temporary:
+    with atomic_directory(link, force=True, marks=()) as temporary:
         (temporary / "part").write_text("new")
     assert link.is_symlink()
     assert content(target) == {"part": "new"}
@@ -220,3 +227,38 @@ def test_a_file_is_refused_and_not_even_force_replaces_it(tmp_path):
 def test_a_name_no_disk_can_hold_is_an_output_error():
     with pytest.raises(OutputError, match="File name too long"):
         refuse_existing(Path("a" * 300), force=False)
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_force_replaces_what_macai_makes(tmp_path, mark):
+    target = fill(tmp_path / "made", "old")
+    (target / mark).write_text("{}")
+    with atomic_directory(target, force=True) as temporary:
+        (temporary / "other").write_text("new")
+    assert content(tmp_path) == {"made/other": "new"}
+
+
+def test_force_deletes_nobody_elses_files(tmp_path):
+    target = fill(tmp_path / "thesis", "old")
+    (target / "chapters").mkdir()
+    for _ in range(2):
+        with (
+            pytest.raises(OutputError, match="neither a model nor a package") as caught,
+            atomic_directory(target, force=True),
+        ):
+            raise AssertionError("the body must not run")
+        assert caught.value.hint
+        (target / "chapters" / "config.json").write_text("{}")  # not in the folder itself
+    assert (target / "part").read_text() == "old"
+
+
+def test_force_does_not_replace_the_folder_one_is_in(tmp_path, monkeypatch):
+    target = fill(tmp_path / "model", "old")
+    (target / "config.json").write_text("{}")
+    (target / "deep").mkdir()
+    for place, named in ((target, "."), (target / "deep", "..")):
+        monkeypatch.chdir(place)
+        with pytest.raises(OutputError, match="where you are"):
+            refuse_replacing(Path(named), force=True)
+    monkeypatch.chdir(tmp_path)
+    refuse_replacing(target, force=True)

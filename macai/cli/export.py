@@ -109,9 +109,9 @@ def llm(
     agree is not kept. Core ML itself is not needed and not asked.
     """
     from macai.cli.lean import lean_imports
-    from macai.files import atomic_directory, refuse_existing
+    from macai.files import atomic_directory, refuse_replacing
 
-    refuse_existing(out, force=force)
+    refuse_replacing(out, force=force)
     with lean_imports():
         import mlx_lm.utils  # noqa: F401 - what loads the model, below
 

@@ -116,9 +116,9 @@ def sd(
     Example: macai export sd --model ./stable-diffusion-v1-5 --lora ink.safetensors:0.8 --out MySD
     """
     from macai.cli.lean import lean_imports
-    from macai.files import atomic_directory, refuse_existing
+    from macai.files import atomic_directory, refuse_replacing
 
-    refuse_existing(out, force=force)
+    refuse_replacing(out, force=force)
     with lean_imports():
         from macai.cli.image_wanted import parse_size
         from macai.cli.progress import reporting

@@ -41,12 +41,12 @@ def fuse(
     Example: macai fuse --model M --adapter A --out fused --bits 4 --data test.jsonl --raise-bits
     """
     from macai.cli.progress import reporting
-    from macai.files import atomic_directory, refuse_existing
+    from macai.files import atomic_directory, refuse_replacing
     from macai.models.fuse import fuse as fuse_into
     from macai.models.fuse import write_model
     from macai.train.agreement import fuse_requantised
 
-    refuse_existing(out, force=force)  # before minutes go into fetching a model
+    refuse_replacing(out, force=force)  # before minutes go into fetching a model
     rows = _rows(bits, data)
     loaded = open_model(model, adapter)
     facts: dict[str, Any] = {}

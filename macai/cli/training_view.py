@@ -16,6 +16,9 @@ from macai.train import events as of_texts
 from macai.train.events import Validated, Validating
 from macai.train.loop import Report
 
+WORSE = 1.0
+"""By how much the best validation loss is above the first step's when a run has failed, nats."""
+
 
 class TrainingView(ABC):
     """Shows the events of a run; a subclass knows what a kind of run says of itself.
@@ -49,6 +52,7 @@ class TrainingView(ABC):
         self.units = 0
         self.computed = 0
         self.valid: float | None = None
+        self.first: float | None = None
         self.seen = 0
         self.printed = time.monotonic()
 
@@ -108,7 +112,17 @@ class TrainingView(ABC):
             self.printed = time.monotonic()
             self.console.print(text)
 
+    def warn_of_loss(self, best: float | None) -> None:
+        """Say so if the best validation loss is far above what the first step began with."""
+        if best is not None and self.first is not None and best > self.first + WORSE:
+            self.console.print(
+                f"warning: the first step's loss was {self.first:.{self.digits}f}: "
+                "this run made the model worse; lower optimizer.learning_rate"
+            )
+
     def _step(self, report: Report) -> None:
+        if report.step == 1:
+            self.first = report.loss
         self.seconds += report.seconds
         self.units += report.real_tokens
         self.computed += report.processed_tokens
@@ -167,6 +181,7 @@ class TextTrainingView(TrainingView):
                 f"{event.tokens_per_second:.0f} tokens/s, "
                 f"best validation loss {event.best_valid_loss:.4f}"
             )
+            self.warn_of_loss(event.best_valid_loss)
 
     def _start(self, event: of_texts.Started) -> None:
         out = [f"{event.train_rows} rows to learn from, {event.valid_rows} to check with"]

@@ -189,9 +189,15 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def bad_rows(problems: Sequence[str], *, hint: str | None = None) -> DataError:
-    """Return the error that lists every bad row; the usual hint shows the forms of a row."""
+    """Return the error that lists bad rows, 50 at most; the usual hint shows a row's forms."""
     count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-    return DataError("\n  ".join([f"{count}:", *problems]), hint=hint or _FORMS)
+    listed = list(problems[:_LISTED])
+    if more := len(problems) - len(listed):
+        listed.append(f"and {more} more")
+    return DataError("\n  ".join([f"{count}:", *listed]), hint=hint or _FORMS)
+
+
+_LISTED = 50
 
 
 _FORMS = (
@@ -203,7 +209,8 @@ _FORMS = (
 def _parse(raw: bytes | dict[str, Any], source: str) -> Row:
     value = _decode(raw) if isinstance(raw, bytes) else raw
     if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__}, not an object")
+        kind = {list: "an array", str: "a text", type(None): "null"}.get(type(value), "a number")
+        raise ValueError(f"{kind}, not an object; one is wanted on each line")
     forms = [form for form in ("messages", "prompt", "text") if form in value]
     if len(forms) != 1:
         found = (

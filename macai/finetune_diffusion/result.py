@@ -42,7 +42,8 @@ def save_lora(out: Path, components: Mapping[str, nn.Module]) -> None:
 
 def save_best(out: Path, model: nn.Module) -> None:
     """Write the trained weights alone."""
-    save_arrays(out / BEST, named_arrays(model.trainable_parameters()), {"format": "macai"})
+    arrays = named_arrays(model.trainable_parameters())
+    save_arrays(out / BEST, arrays, {"format": "macai"}, checked=True)
 
 
 def load_best(out: Path, model: nn.Module) -> None:

@@ -133,7 +133,7 @@ def save_adapter_config(loaded: LoadedModel, folder: Path, config: AdapterConfig
 
 def save_adapter_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     """Write adapter_model.safetensors, atomically."""
-    save_arrays(folder / WEIGHTS, weights, {"format": "pt"})
+    save_arrays(folder / WEIGHTS, weights, {"format": "pt"}, checked=True)
 
 
 def load_adapter(loaded: LoadedModel, folder: Path) -> AdapterConfig:

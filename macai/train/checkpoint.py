@@ -44,7 +44,7 @@ def save_checkpoint(
     arrays = {f"model.{k}": v for k, v in named_arrays(model.trainable_parameters()).items()}
     arrays |= {f"optimizer.{k}": v for k, v in named_arrays(optimizer.state).items()}
     arrays |= {f"extra.{name}": array for name, array in (extra or {}).items()}
-    save_arrays(folder / FILE, arrays, {"macai": json.dumps(state)})
+    save_arrays(folder / FILE, arrays, {"macai": json.dumps(state)}, checked=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -59,7 +59,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         arrays, metadata = load_arrays(file)
         state = json.loads(metadata["macai"])
     except (RuntimeError, KeyError, json.JSONDecodeError) as e:
-        raise TrainingError(f"{file}: not a checkpoint of macai train: {e}") from e
+        raise TrainingError(
+            f"{file}: not a checkpoint of macai train: {e}",
+            hint="the run cannot go on: start anew with --force; an adapter beside it may be whole",
+        ) from e
     return Checkpoint(arrays, state)
 
 

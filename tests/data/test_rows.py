@@ -60,8 +60,9 @@ def test_the_three_forms_are_read_with_where_they_stand(tmp_path):
 BAD = {
     b'{"text": "cut': "not valid JSON: Unterminated string starting at at column 10",
     b"[" * 100_000: "recursion",
-    b'["text"]': "a list, not an object",
-    b"null": "a NoneType, not an object",
+    b'["text"]': "an array, not an object; one is wanted on each line",
+    b"null": "null, not an object",
+    b"12": "a number, not an object",
     b'{"text": "\xff"}': "not UTF-8 at byte 10",
     b"{}": "needs one of 'messages', 'prompt' or 'text', has nothing",
     b'{"txt": "a"}': "needs one of 'messages', 'prompt' or 'text', has 'txt'",
@@ -109,6 +110,16 @@ def test_every_bad_row_is_listed(tmp_path):
     assert [line.split(": ")[0] for line in rest] == [
         f"  {file}:{2 * i + 1}" for i in range(len(BAD))
     ]
+
+
+def test_of_many_bad_rows_the_first_are_listed_and_the_others_counted(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"{}\n" * 3000)
+    lines = problem(file).splitlines()
+    assert len(lines) == 52
+    assert lines[0] == "3000 bad rows:"
+    assert lines[50].startswith(f"  {file}:50: ")
+    assert lines[51] == "  and 2950 more"
 
 
 def test_the_bad_rows_of_all_files_are_listed_at_once(tmp_path):

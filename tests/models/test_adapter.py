@@ -13,6 +13,7 @@ from macai.models.adapter import (
     load_adapter,
     read_adapter_config,
 )
+from macai.models.arrays import CHECKSUM
 from macai.models.load import load_model
 from macai.models.lora import lora_layers
 from tests.adapters import ALL, adapt, save
@@ -101,7 +102,8 @@ def test_target_modules_name_exactly_the_adapted_layers(tiny, tmp_path, targets,
 
 def test_the_files_are_pefts_with_the_identity_of_the_base(folder):
     weights, metadata = mx.load(str(folder / WEIGHTS), return_metadata=True)
-    assert metadata == {"format": "pt"}
+    assert metadata.keys() == {"format", CHECKSUM}
+    assert metadata["format"] == "pt"
     assert len(weights) == 28
     assert weights[f"{Q}.lora_A.weight"].shape == (4, 64)
     assert weights[f"{Q}.lora_B.weight"].shape == (64, 4)
@@ -169,6 +171,11 @@ def test_an_adapter_of_another_tool_loads_where_its_shapes_fit(folder, tmp_path)
     assert not mx.array_equal(other.model(IDS), before)
 
 
+def turned(content):
+    """Return a file with one bit of its last tensor changed."""
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
 BROKEN_FILES = {
     "no config": (lambda d: (d / CONFIG).unlink(), f"no {CONFIG} in it"),
     "no folder": (lambda d: shutil.rmtree(d), f"no {CONFIG} in it"),
@@ -176,6 +183,10 @@ BROKEN_FILES = {
     "weights truncated": (
         lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-100]),
         f"{WEIGHTS}: cannot be read",
+    ),
+    "a bit turned": (
+        lambda d: (d / WEIGHTS).write_bytes(turned((d / WEIGHTS).read_bytes())),
+        "damaged: its values are not those that were saved",
     ),
     "weights empty": (lambda d: (d / WEIGHTS).write_bytes(b""), f"{WEIGHTS}: cannot be read"),
     "no tensors": (lambda d: rewrite(d, lambda w: w.clear()), "holds no tensors"),

@@ -94,6 +94,7 @@ def broken_files(good):
     yield "half a header", good[: 8 + header // 2]
     yield "a header alone", good[: 8 + header]
     yield "the last byte missing", good[:-1]
+    yield "a byte changed", good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
     yield "an absurd length", b"\xff" * 8 + good[8:]
     yield "text", b"not a checkpoint at all, but long enough to have a length"
     for key, value in (("__metadata__", {}), ("__metadata__", {"macai": "{"})):
@@ -107,8 +108,9 @@ def test_a_broken_checkpoint_is_refused(adapted, optimizer, tmp_path):
     file = tmp_path / FILE
     for what, content in broken_files(file.read_bytes()):
         file.write_bytes(content)
-        with pytest.raises(TrainingError, match="not a checkpoint of macai train"):
+        with pytest.raises(TrainingError, match="not a checkpoint of macai train") as caught:
             pytest.fail(f"{what}: {load_checkpoint(tmp_path)}")
+        assert "--force" in caught.value.hint
 
 
 def test_a_checkpoint_of_another_shape_is_refused_and_named(adapted, tiny, optimizer, tmp_path):

@@ -1,12 +1,13 @@
 """What is shown of a run while it goes on."""
 
 import io
+from dataclasses import fields
 
 import pytest
 from rich.console import Console
 
 from macai.cli.training_view import TextTrainingView
-from macai.train.events import Validated
+from macai.train.events import Summary, Validated
 from macai.train.loop import Report
 
 
@@ -56,3 +57,13 @@ def test_of_two_answers_margin_and_accuracy_are_said(view):
             step(1, rewards={"chosen": 0.5, "rejected": 0.1, "margin": 0.4, "accuracy": 0.75})
         )
     assert "margin 0.400  right 75%" in view.said.getvalue()
+
+
+@pytest.mark.parametrize(("best", "warned"), [(10.8, True), (4.5, False), (0.2, False)])
+def test_a_run_that_made_the_model_worse_is_not_praised(view, best, warned):
+    facts = dict.fromkeys([field.name for field in fields(Summary)], 1) | {"best_valid_loss": best}
+    with view:
+        view.begin(["rows"], workers=1, steps=1, first_step=0)
+        view.show(step(1))
+        view.show(Summary(**facts))
+    assert ("this run made the model worse" in view.said.getvalue()) == warned
