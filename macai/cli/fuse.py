@@ -19,7 +19,9 @@ def fuse(
     adapter: Annotated[Path, typer.Option(help="Folder of an adapter that macai train wrote.")],
     out: Annotated[Path, typer.Option(help="The folder for the fused model.")],
     dtype: Annotated[FloatType, typer.Option(help="The type of the weights.")] = "float16",
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model that is in --out.")
+    ] = False,
     bits: Annotated[
         int | None, typer.Option("--bits", help="Quantise again: 2, 3, 4, 5, 6 or 8; with --data.")
     ] = None,
@@ -80,7 +82,10 @@ def _rows(bits: int | None, data: Path | None) -> "list[Row]":
     from macai.models.requantise import BITS
 
     if bits is not None and bits not in BITS:
-        raise UsageError(f"--bits {bits}", hint=f"there are {', '.join(map(str, BITS))}")
+        raise UsageError(
+            f"--bits {bits} is no width that weights can have",
+            hint=f"there are {', '.join(map(str, BITS))}",
+        )
     if (bits is None) != (data is None):
         raise UsageError(
             "--bits and --data belong together",

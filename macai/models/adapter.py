@@ -198,8 +198,12 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read adapter_config.json; AdapterError names what macai cannot represent."""
     file = folder / CONFIG
     if not file.is_file():
+        whole = folder / "model"
         raise AdapterError(
-            f"{folder}: no {CONFIG} in it", hint="--adapter takes the folder macai train wrote"
+            f"{folder}: no {CONFIG} in it",
+            hint=f"all weights were trained there: --model {whole}, without --adapter"
+            if (whole / "config.json").is_file()
+            else "--adapter takes the folder macai train wrote",
         )
     try:
         text = file.read_text(encoding="utf-8")

@@ -53,7 +53,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not file.is_file():
         raise TrainingError(
             f"{folder}: no checkpoint to resume from",
-            hint="start anew with --force instead of --resume",
+            hint="start anew, with --force instead of --resume"
+            if folder.exists()
+            else "leave out --resume: nothing was begun there",
         )
     try:
         arrays, metadata = load_arrays(file)

@@ -318,3 +318,11 @@ def test_a_hostile_config_is_one_message(tiny, folder, text):
 def test_a_config_that_is_no_text_is_one_message(tiny, folder):
     (folder / CONFIG).write_bytes(b'{"r": "\xff"}')
     assert "is no LoRA configuration" in refusal(tiny, folder).message
+
+
+def test_where_all_weights_were_trained_there_is_no_adapter_but_a_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(AdapterError, match=f"no {CONFIG} in it") as caught:
+        read_adapter_config(tmp_path)
+    assert f"--model {tmp_path / 'model'}" in caught.value.hint

@@ -146,7 +146,7 @@ def test_every_row_over_the_limit_is_listed(macai, folder, data, tmp_path):
         (["--model", "smollm2-135"], "'smollm2-135' is neither", "did you mean 'smollm2-135m'?"),
         (["--set", 'adapter.targets=["c_attn"]'], "no linear layer is called 'c_attn'", "q_proj"),
         (["--data", "gone.jsonl"], "gone.jsonl: no such file or folder", "--data takes"),
-        (["--resume"], "no checkpoint to resume from", "--force instead of --resume"),
+        (["--resume"], "no checkpoint to resume from", "leave out --resume"),
     ],
 )
 def test_a_wrong_word_is_one_message_with_a_hint(
