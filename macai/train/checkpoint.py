@@ -53,9 +53,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not file.is_file():
         raise TrainingError(
             f"{folder}: no checkpoint to resume from",
-            hint="start anew, with --force instead of --resume"
-            if folder.exists()
-            else "leave out --resume: nothing was begun there",
+            hint="start anew: leave out --resume",
         )
     try:
         arrays, metadata = load_arrays(file)

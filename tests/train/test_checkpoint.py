@@ -84,10 +84,7 @@ def test_there_is_one_file_and_only_the_adapter_and_its_moments_are_in_it(
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(TrainingError, match="no checkpoint to resume from") as caught:
         load_checkpoint(tmp_path / "nowhere")
-    assert caught.value.hint == "leave out --resume: nothing was begun there"
-    with pytest.raises(TrainingError, match="no checkpoint to resume from") as caught:
-        load_checkpoint(tmp_path)
-    assert caught.value.hint == "start anew, with --force instead of --resume"
+    assert caught.value.hint == "start anew: leave out --resume"
 
 
 def broken_files(good):
