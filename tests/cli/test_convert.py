@@ -54,6 +54,7 @@ def test_a_file_nobody_knows_asks_for_a_converter(macai, source):
 def test_an_existing_folder_is_replaced_only_by_force(macai, source):
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
+    Path("out/config.json").write_text("{}")
     result = macai("convert", source, "--from", "mine.py", "--out", "out")
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("error: out exists already\n")

@@ -67,8 +67,11 @@ def test_an_existing_output_is_refused_before_anything_is_opened_and_replaced_wi
     result = macai("fuse", "--model", "no-such-model", "--adapter", adapter, "--out", out)
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith(f"error: {out} exists already\nhint: choose another --out")
-    result = macai("fuse", "--model", folder, "--adapter", adapter, "--out", out, "--force")
-    assert result.code == 0
+    command = ("fuse", "--model", folder, "--adapter", adapter, "--out", out, "--force")
+    assert "neither a model nor a package" in macai(*command).err
+    assert names(out) == ["mine"]
+    (out / "config.json").write_text("old")
+    assert macai(*command).code == 0
     assert "mine" not in names(out)
     assert load_model(out).model(IDS).shape[-1] == load_model(folder).config["vocab_size"]
 
@@ -99,7 +102,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 ):
     out = tmp_path / "fused"
     out.mkdir()
-    (out / "mine").write_text("old")
+    (out / "config.json").write_text("old")
 
     def full(file, arrays, metadata):
         with open(file, "wb") as f:  # noqa: PTH123
@@ -112,7 +115,15 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
     message = f"error: {out / 'model.safetensors'}: cannot be written: No space left on device\n"
     assert message in result.err
     assert names(tmp_path) == ["fused"]
-    assert names(out) == ["mine"]
+    assert (out / "config.json").read_text() == "old"
+    assert names(out) == ["config.json"]
+
+
+def test_an_adapter_is_not_replaced_by_what_is_made_of_it(macai, folder, adapter):
+    before = names(adapter)
+    command = ("fuse", "--model", folder, "--adapter", adapter, "--out", adapter, "--force")
+    assert macai(*command).code == 1
+    assert names(adapter) == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

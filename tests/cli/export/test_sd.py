@@ -42,13 +42,14 @@ def test_what_is_there_is_replaced_only_when_asked(macai, model, tmp_path):
     out = tmp_path / "bundle"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
+    (out / "macai.json").write_text("{}")
     options = ["export", "sd", "--model", model, "--out", out, "--no-verify"]
     refused = macai(*options)
     assert (refused.code, "exists already" in refused.err) == (1, True)
     assert (out / "mine.txt").read_text() == "mine"
     assert macai(*options, "--force").code == 0
     assert not (out / "mine.txt").exists()
-    assert (out / "macai.json").exists()
+    assert (out / "macai.json").read_text() != "{}"
 
 
 @pytest.mark.parametrize(
