@@ -100,7 +100,7 @@ def test_a_new_model_is_trained_part_by_part(macai, data, tmp_path):
         (["--set", "lora.rnak=8"], "unknown key 'rnak'", "did you mean 'rank'?"),
         (["--set", "adapter.rank=8"], "unknown table 'adapter'", "known here: "),
         (["--data", "gone"], "gone: no such folder", "give a folder of pictures"),
-        (["--resume"], "no checkpoint to resume from", "--force instead"),
+        (["--resume"], "no checkpoint to resume from", "leave out --resume"),
         (["--model", "gone/gone/gone"], "is not a path on this disk", "give a folder"),
         (["--set", "data.resolution=-1"], "data.resolution: must be at least 0", ""),
     ],
