@@ -1,4 +1,7 @@
-"""Whole pipelines against diffusers': the same weights, prompt and seed give the same picture."""
+"""Whole pipelines against diffusers': the same weights, prompt and seed give the same picture.
+
+Long because every kind of pipeline takes other arguments in diffusers; all share small networks.
+"""
 
 import inspect
 from pathlib import Path

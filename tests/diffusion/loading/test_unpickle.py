@@ -1,4 +1,7 @@
-"""Checkpoints of torch: what is in them, and that hostile ones run nothing."""
+"""Checkpoints of torch: what is in them, and that hostile ones run nothing.
+
+Long because each hostile file is made by hand, from the same few pieces of pickle.
+"""
 
 import builtins
 import io

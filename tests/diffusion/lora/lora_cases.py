@@ -1,6 +1,7 @@
 """Tiny pipelines, and LoRAs for them written in every spelling: the same numbers for every side."""
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from functools import cache
@@ -278,3 +279,24 @@ def _full_size(kind: str, component: str) -> list[tuple[str, tuple[int, ...], st
             (name.removesuffix(".weight"), shape, names[at].decode().removesuffix(".weight"))
         )
     return found
+
+
+def pair_file(layers, tmp_path, spelling, name="lora.safetensors", alpha=None, **metadata):
+    """Write a LoRA of rank 3 for a U-Net's and a text encoder's layers; return it and its pairs."""
+    paths = {
+        "unet": ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "conv_in"],
+        "text_encoder": ["text_model.encoder.layers.0.mlp.fc1"],
+    }
+    some = {c: {p: layers[c][p] for p in own} for c, own in paths.items()}
+    pairs = {}
+    for component, shapes in some.items():
+        for path, (out, into, *kernel) in shapes.items():
+            ones = (1,) * len(kernel)
+            down, up = mx.array(drawn(path, 3, into, *kernel)), mx.array(drawn(path, out, 3, *ones))
+            pairs[f"{component}/{path}"] = {"down": down, "up": up}
+    tensors = spelled(pairs, spelling, layers)
+    if alpha is not None:
+        for key in list(tensors):
+            name_of_layer = re.sub(r"\.(lora_(up|down)|lora\.(up|down)|lora_[AB]).*", "", key)
+            tensors[f"{name_of_layer}.alpha"] = mx.array(alpha)
+    return write(tmp_path / name, tensors, **metadata), pairs
