@@ -18,7 +18,6 @@ Those of benchmarks/README.md are in results/quality_methods/.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from benchmarks.harness import HERE
 from benchmarks.training.docstrings import write_splits
 from macai.bench.process import measure
 from macai.bench.statistics import student_quantile
+from macai.files import write_json
 from macai.page.machine import machine, versions
 
 METHODS: dict[str, list[str]] = {
@@ -107,7 +107,7 @@ def _results(cases: Sequence[Case], chosen: argparse.Namespace) -> dict[Case, di
         if not file.exists() and not chosen.report:
             print(f"{number} of {len(cases)}: {case.name}", file=sys.stderr)
             result = _run(case, chosen.out, chosen.model, chosen.steps)
-            _write(file, result)
+            write_json(file, result)
         if file.exists():
             found[case] = json.loads(file.read_text(encoding="utf-8"))
     return found
@@ -116,16 +116,9 @@ def _results(cases: Sequence[Case], chosen: argparse.Namespace) -> dict[Case, di
 def _require_same(file: Path, settings: dict[str, Any]) -> None:
     """Keep what all results in a folder have in common, and refuse to mix others in."""
     if not file.exists():
-        _write(file, settings)
+        write_json(file, settings)
     elif (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
         raise SystemExit(f"{file.parent} has results of {before}, not of {settings}")
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    """Write JSON, which another process of this sees whole or not at all."""
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    new.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    new.replace(file)
 
 
 def _run(case: Case, out: Path, model: str, steps: int) -> dict[str, Any]:

@@ -112,14 +112,6 @@ class TrainingView(ABC):
             self.printed = time.monotonic()
             self.console.print(text)
 
-    def warn_of_loss(self, best: float | None) -> None:
-        """Say so if the best validation loss is far above what the first step began with."""
-        if best is not None and self.first is not None and best > self.first + WORSE:
-            self.console.print(
-                f"warning: the first step's loss was {self.first:.{self.digits}f}: "
-                "this run made the model worse; lower optimizer.learning_rate"
-            )
-
     def _step(self, report: Report) -> None:
         if report.step == 1:
             self.first = report.loss
@@ -181,7 +173,15 @@ class TextTrainingView(TrainingView):
                 f"{event.tokens_per_second:.0f} tokens/s, "
                 f"best validation loss {event.best_valid_loss:.4f}"
             )
-            self.warn_of_loss(event.best_valid_loss)
+            self._warn_of_loss(event.best_valid_loss)
+
+    def _warn_of_loss(self, best: float) -> None:
+        """Say so if the best validation loss is far above what the first step began with."""
+        if self.first is not None and best > self.first + WORSE:
+            self.console.print(
+                f"warning: the first step's loss was {self.first:.{self.digits}f}: "
+                "this run made the model worse; lower optimizer.learning_rate"
+            )
 
     def _start(self, event: of_texts.Started) -> None:
         out = [f"{event.train_rows} rows to learn from, {event.valid_rows} to check with"]

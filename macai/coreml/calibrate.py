@@ -35,16 +35,16 @@ def input_moments(
     """
     paths = {id(m): path for path, m in matrix_paths(model).items() if only is None or path in only}
     sums: dict[str, mx.array] = {}
-    tokens, number = 0, 0
+    tokens, number = 0, 0  # the number of the batch that `seen` sees
 
     def seen(module: nn.Module, x: mx.array, _: mx.array) -> None:
         if (path := paths.get(id(module))) is not None:
             found = gradients[path].product(number, x, x)
             sums[path] = sums[path] + found if path in sums else found
 
-    for number in range(len(batches)) if numbers is None else numbers:
-        with watching(PLACES, seen):
+    with watching(PLACES, seen):
+        for number in range(len(batches)) if numbers is None else numbers:
             model(batches[number])
-        mx.eval(sums)
-        tokens += batches[number].size
+            mx.eval(sums)
+            tokens += batches[number].size
     return {path: np.array(total / tokens) for path, total in sums.items()}

@@ -27,19 +27,19 @@ class Gradients:
     """Squared gradients with respect to the output of a matrix [out, in].
 
     Attributes:
+        rows: The mean over tokens of each row, float64 [out].
+        columns: Of a table, where rows of it are read, the mean over tokens, float64 [in].
         tokens: Of each batch, the mean over rows at each token, float32 [B L].
-        rows: The mean over tokens of each row, float32 [out].
-        columns: Of a table, where rows of it are read, the mean over tokens, float32 [in].
     """
 
-    tokens: list[mx.array] = field(default_factory=list)
-    rows: np.ndarray | None = None
+    rows: np.ndarray
     columns: np.ndarray | None = None
+    tokens: list[mx.array] = field(default_factory=list)
 
     @property
     def multiplies(self) -> bool:
         """Whether the matrix is multiplied with at all, not only read."""
-        return self.rows is not None and bool(self.rows.any())
+        return bool(self.rows.any())
 
     def product(self, number: int, x: mx.array, y: mx.array) -> mx.array:
         """Return the sum of x y^T over the tokens of a batch, each as it counts, float32 [in, in].
@@ -67,29 +67,25 @@ def squared_gradients(
         progress: Told how many batches are done, and of how many.
     """
     modules = matrix_paths(model)
-    found = {path: Gradients() for path in modules}
+    found = {path: _none_yet(module) for path, module in modules.items()}
+    tokens = sum(batch.size for batch in batches)
     key = mx.random.key(_SEED)
     for number, batch in enumerate(batches):
         key, own = mx.random.split(key)
-        drawn = mx.random.categorical(model(batch), key=own)
-        mx.eval(drawn)
-        for (path, reads), squares in _squares(model, modules, batch, drawn).items():
-            _add(found[path], squares, batch.size, reads=reads)
+        for (path, reads), squares in _squares(model, modules, batch, own).items():
+            wide = np.array(squares[batch.size :], np.float64) / tokens
+            if not reads:
+                found[path].tokens.append(squares[: batch.size])
+                found[path].rows += wide
+            elif (columns := found[path].columns) is not None:
+                columns += wide
         progress(number + 1, len(batches))
-    tokens = sum(batch.size for batch in batches)
-    for one in found.values():
-        one.rows = None if one.rows is None else one.rows / tokens
-        one.columns = None if one.columns is None else one.columns / tokens
     return found
 
 
-def _add(to: Gradients, squares: mx.array, tokens: int, *, reads: bool) -> None:
-    wide = np.array(squares[tokens:])
-    if reads:
-        to.columns = wide if to.columns is None else to.columns + wide
-        return
-    to.tokens.append(squares[:tokens])
-    to.rows = wide if to.rows is None else to.rows + wide
+def _none_yet(module: nn.Module) -> Gradients:
+    rows, columns = module.weight.shape
+    return Gradients(np.zeros(rows), np.zeros(columns) if type(module) is nn.Embedding else None)
 
 
 @mx.custom_function
@@ -111,14 +107,14 @@ def _tap_vjp(
 
 
 def _squares(
-    model: nn.Module, modules: Mapping[str, nn.Module], batch: mx.array, drawn: mx.array
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: mx.array, key: mx.array
 ) -> dict[tuple[str, bool], mx.array]:
     """Return tokens' and rows' squared gradients in one array, by path and whether it is read."""
     places: dict[tuple[str, bool], mx.array] = {}
     for path, module in modules.items():
         rows, columns = module.weight.shape
         places[path, False] = mx.zeros(batch.size + rows)
-        if isinstance(module, nn.Embedding):
+        if type(module) is nn.Embedding:
             places[path, True] = mx.zeros(batch.size + columns)
     paths = {id(module): path for path, module in modules.items()}
 
@@ -134,6 +130,7 @@ def _squares(
 
         with watching([*PLACES, (nn.Embedding, "__call__")], tap):
             logits = model(batch).astype(mx.float32)
+        drawn = mx.random.categorical(mx.stop_gradient(logits), key=key)
         taken = mx.take_along_axis(logits, drawn[..., None], -1)[..., 0]
         return (taken - mx.logsumexp(logits, axis=-1)).sum()
 

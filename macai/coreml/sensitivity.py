@@ -120,7 +120,7 @@ def _counts(
     by_row, by_column = np.ones(shape[0]), np.zeros(shape[1])
     for one, other in permutations(halves, 2):
         by_column += Inputs(one).importance_for(other) * shape[0] / 2
-    if gradients.multiplies and gradients.rows is not None:
+    if gradients.multiplies:
         by_row = gradients.rows / gradients.rows.mean()
     if gradients.columns is not None:  # each token reads one row
         by_column += gradients.columns

@@ -15,6 +15,7 @@ from macai.diffusion.lora.save import save_diffusers, save_kohya
 from macai.diffusion.lora.training import trained_lora
 from macai.diffusion.tokenizer import ClipTokenizer
 from macai.diffusion.training.base import Base
+from macai.errors import TrainingError
 from macai.models.arrays import load_arrays, named_arrays, save_arrays
 
 NAME = "trained"  # of the adapter while it is trained; no file has it
@@ -47,8 +48,14 @@ def save_best(out: Path, model: nn.Module) -> None:
 
 
 def load_best(out: Path, model: nn.Module) -> None:
-    """Give `model` the weights that `save_best` wrote."""
-    arrays, _ = load_arrays(out / BEST)
+    """Give `model` the weights that `save_best` wrote; TrainingError if they are not those now."""
+    try:
+        arrays, _ = load_arrays(out / BEST)
+    except RuntimeError as e:
+        raise TrainingError(
+            f"{out / BEST}: cannot be read: {e}",
+            hint="the best weights are lost: start anew with --force",
+        ) from e
     model.update(tree_unflatten(list(arrays.items())))
     mx.eval(model.parameters())
 

@@ -5,20 +5,17 @@ import pytest
 
 from macai.coreml.calibrate import input_moments
 from macai.coreml.gradients import squared_gradients
-from tests.coreml.tiny_matrices import Tiny, divergence
+from tests.coreml.tiny_matrices import Tiny, divergence, texts, tiny
 
 
 @pytest.fixture
 def model():
-    mx.random.seed(0)
-    model = Tiny()
-    mx.eval(model.parameters())
-    return model
+    return tiny()
 
 
 @pytest.fixture
 def batches():
-    return [mx.random.randint(0, 48, (2, 16), key=mx.random.key(n)) for n in range(16)]
+    return texts()
 
 
 def test_gradients_are_those_of_what_is_added_to_the_output(model, batches):

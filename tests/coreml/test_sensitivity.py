@@ -8,22 +8,19 @@ from macai.coreml.compress import Scheme
 from macai.coreml.gptq import Inputs
 from macai.coreml.gradients import squared_gradients
 from macai.coreml.sensitivity import expect_divergences
-from tests.coreml.tiny_matrices import Tiny, divergence
+from tests.coreml.tiny_matrices import Tiny, divergence, texts, tiny
 
 SCHEMES = [Scheme.parse(name) for name in ("scaled2", "palette4-16", "int8", "int4-64")]
 
 
 @pytest.fixture
 def model():
-    mx.random.seed(0)
-    model = Tiny()
-    mx.eval(model.parameters())
-    return model
+    return tiny()
 
 
 @pytest.fixture
 def batches():
-    return [mx.random.randint(0, 48, (2, 16), key=mx.random.key(n)) for n in range(16)]
+    return texts()
 
 
 @pytest.fixture

@@ -16,6 +16,17 @@ class Tiny(nn.Module):
         return self.table.as_linear(x)
 
 
+def tiny():
+    mx.random.seed(0)
+    model = Tiny()
+    mx.eval(model.parameters())
+    return model
+
+
+def texts():
+    return [mx.random.randint(0, 48, (2, 16), key=mx.random.key(n)) for n in range(16)]
+
+
 def divergence(model, batches, before):
     """Return by how many nats per token a model differs from what it gave before."""
     total = 0.0
