@@ -29,13 +29,14 @@ class BlobFile:
             with path.open("rb") as f:
                 size = path.stat().st_size
                 # An empty file cannot be mapped.
-                data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else None
         except OSError as e:
             raise PackageError(
                 f"{path}: cannot be opened: {e.strerror or e}",
                 hint="copy the whole .mlpackage folder, weights included",
             ) from e
-        self.bytes = np.frombuffer(data, np.uint8)
+        self.bytes = np.frombuffer(data or b"", np.uint8)
+        self._mapped = data
 
     def packed(self, offset: int, type_: TensorType, where: str) -> np.ndarray:
         """Return uint8 [bytes], the undecoded values of the entry at byte `offset`.
@@ -58,11 +59,25 @@ class BlobFile:
             raise self._damaged(where, f"it ends at {start + size}, the file at {len(self.bytes)}")
         return self.bytes[start : start + size]
 
+    def forget(self, packed: np.ndarray) -> None:
+        """Have what `packed` returned take no memory until it is read again.
+
+        All that was ever read of a mapped file counts as the process's otherwise.
+        """
+        if self._mapped is not None and packed.size:
+            start = _address(packed) - _address(self.bytes)
+            begin = start - start % mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_DONTNEED, begin, start + packed.size - begin)
+
     def _damaged(self, where: str, message: str) -> PackageError:
         return PackageError(
             f"{where}: {self.path.name}: {message}",
             hint="the weights are truncated or of another model: copy or export the package again",
         )
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def decode(packed: np.ndarray, type_: TensorType) -> np.ndarray:

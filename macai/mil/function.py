@@ -1,6 +1,8 @@
 """Run one function of a package."""
 
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -94,6 +96,7 @@ class Function:
         precision: Precision = "fp32",
         peaks: dict[str, float] | None = None,
         kept: dict[str, np.ndarray] | None = None,
+        stop: threading.Event | None = None,
     ) -> Result:
         """Run the function.
 
@@ -107,6 +110,7 @@ class Function:
                 is there is kept where it is larger. The whole of a state is no such value.
             kept: Filled with values by their names: those that it has keys of. Others than the
                 results of operations on inputs are left as they are.
+            stop: Once set, by another thread, the run ends with CancelledError.
 
         Raises:
             PackageError: an input or state that is missing, unknown or of the wrong shape or type,
@@ -120,13 +124,17 @@ class Function:
             frame.values[place] = given[name]
         with np.errstate(all="ignore"):
             outputs = guarded(
-                partial(self._outputs, plan, frame, precision), f"function {self.name!r}"
+                partial(self._outputs, plan, frame, precision, stop), f"function {self.name!r}"
             )
         frame.states.commit()
         return Result(outputs, [*plan.overflows, *frame.overflows])
 
-    def _outputs(self, plan: Plan, frame: Frame, precision: Precision) -> dict[str, np.ndarray]:
+    def _outputs(
+        self, plan: Plan, frame: Frame, precision: Precision, stop: threading.Event | None
+    ) -> dict[str, np.ndarray]:
         for step in plan.steps:
+            if stop is not None and stop.is_set():
+                raise CancelledError
             step(frame)
         return {
             name: self._output(name, _value(bound, frame), precision)

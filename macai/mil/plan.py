@@ -147,7 +147,7 @@ class _Planner:
     def constant(self, value: Value) -> Constant:
         address = value.stored_at
         place = None if address is None else (address, str(value.type))
-        return Constant(value.read, self.cache, place=place)
+        return Constant(value.read, self.cache, place=place, forget=value.forget)
 
     def plan(self) -> Plan:
         scope = Scope(self)

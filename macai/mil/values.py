@@ -43,12 +43,14 @@ class Value:
             is possible), a str, or a list of either.
         stored_bytes: What it takes in the weight file; 0 if it is in the program.
         stored: Those bytes, uint8: a view of the file, at its address.
+        forget: Lets go of the memory that reading the file took.
     """
 
     type: ValueType
     read: Callable[[], Any] = field(repr=False)
     stored_bytes: int = 0
     stored: np.ndarray | None = field(default=None, repr=False, compare=False)
+    forget: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def stored_at(self) -> int | None:
@@ -69,7 +71,13 @@ def parse_value(proto: Proto, blobs: Blobs, where: str) -> Value:
             raise PackageError(f"{where}: a weight of type {type_}", hint=DAMAGED)
         file = blobs(proto.blobFileValue.fileName, where)
         packed = file.packed(proto.blobFileValue.offset, type_, where)
-        return Value(type_, lambda: blob.decode(packed, type_), len(packed), packed)
+        return Value(
+            type_,
+            lambda: blob.decode(packed, type_),
+            len(packed),
+            packed,
+            lambda: file.forget(packed),
+        )
     if kind != "immediateValue":
         raise PackageError(f"{where}: a constant without a value", hint=DAMAGED)
     value = _immediate(proto.immediateValue, type_, blobs, where)

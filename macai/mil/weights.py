@@ -1,5 +1,6 @@
 """Constants of a prepared function, decoded when first needed and kept within a budget."""
 
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -23,12 +24,14 @@ class WeightCache:
     def __init__(self, limit_bytes: int) -> None:
         self.left_bytes = limit_bytes
         self.decoded: dict[Hashable, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
         """Return whether `size` bytes may be kept, and count them if so."""
-        if size > self.left_bytes:
-            return False
-        self.left_bytes -= size
+        with self._lock:
+            if size > self.left_bytes:
+                return False
+            self.left_bytes -= size
         return True
 
 
@@ -41,10 +44,19 @@ class Constant:
         cache: WeightCache,
         *,
         place: Hashable = None,
+        forget: Callable[[], None] = lambda: None,
         is_computed: bool = False,
     ) -> None:
-        """Take what reads it, and where in the weight file and as what it is; None if nowhere."""
-        self._read, self._place = read, place
+        """Take what reads it.
+
+        Args:
+            read: Returns it as it is stored.
+            cache: Of the package.
+            place: Where in the weight file and as what it is; None if nowhere.
+            forget: Called once what was read is not needed any more, as there is a decoded copy.
+            is_computed: Whether it is an operation on weights.
+        """
+        self._read, self._place, self._forget = read, place, forget
         self.is_computed = is_computed
         self._cache = cache
         self._kept: Any = None
@@ -66,6 +78,8 @@ class Constant:
             return value
         decoded = compute_array(value)
         owned = 0 if np.may_share_memory(decoded, value) else decoded.nbytes
+        if owned:
+            self._forget()
         if self._cache.take(owned):
             self._kept = decoded
             if self._place is not None:

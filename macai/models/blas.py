@@ -10,8 +10,7 @@ import importlib.util
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,23 +68,6 @@ def load_fast_blas() -> BlasInfo:
     except (OSError, AttributeError, LookupError) as e:
         return BlasInfo(found=False, reason=str(e))
     return BlasInfo(found=True, library=library, config=config, threads=threads)
-
-
-@contextmanager
-def blas_threads(threads: int) -> Iterator[None]:
-    """Have OpenBLAS compute with so many threads meanwhile; nothing where MLX uses another BLAS."""
-    info = load_fast_blas()
-    if not info.found:
-        yield
-        return
-    openblas = ctypes.CDLL(str(info.library))
-    set_threads = getattr(openblas, f"{PREFIX}openblas_set_num_threads")
-    before = getattr(openblas, f"{PREFIX}openblas_get_num_threads")()
-    set_threads(threads)
-    try:
-        yield
-    finally:
-        set_threads(before)
 
 
 def _lend(library: ctypes.CDLL) -> None:

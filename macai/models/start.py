@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
-
-from macai.models.blas import blas_threads
+from threadpoolctl import threadpool_limits
 
 OVERSAMPLING = 8
 POWER_STEPS = 4
@@ -81,7 +80,7 @@ def truncated_svd(
     width = min(rank + OVERSAMPLING, *matrix.shape)
     if rank > min(matrix.shape):
         raise ValueError(f"rank {rank} of a matrix {list(matrix.shape)}")
-    with blas_threads(1):
+    with threadpool_limits(1, user_api="blas"):
         q = mx.random.normal((matrix.shape[1], width), key=key)
         for _ in range(POWER_STEPS):
             q, _ = mx.linalg.qr(matrix @ q, stream=mx.cpu)

@@ -15,10 +15,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from threadpoolctl import threadpool_limits
 
 from macai.child import ended
 from macai.errors import TrainingError
-from macai.models.blas import blas_threads
 from macai.train.gradient import Sums
 from macai.train.group import Group
 from macai.train.job import Board, Made, Work, base_sums
@@ -95,7 +95,7 @@ class Team:
         busy = [(n, w) for n, w in enumerate(self._workers, 1) if shares[n]]
         for number, worker in busy:
             _send(worker, (shares[number], seed))
-        with blas_threads(self._threads):
+        with threadpool_limits(self._threads, user_api="blas"):
             sums = self._here(shares[0], seed)
         for number, worker in busy:
             counts = _receive(worker)

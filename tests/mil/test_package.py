@@ -1,5 +1,10 @@
 """What an opened package says of itself, and what a run takes and gives."""
 
+import sys
+import threading
+from concurrent.futures import CancelledError
+from pathlib import Path
+
 import coremltools as ct
 import numpy as np
 import pytest
@@ -338,3 +343,26 @@ def test_an_optional_input_has_its_default(tmp_path, package):
     assert np.allclose(y, 2 * WEIGHT.astype(np.float32).sum(1), atol=1e-4)
     (y,) = fn.run({"x0": X}).outputs.values()
     assert np.allclose(y, EXACT, atol=1e-4)
+
+
+def test_a_run_ends_when_it_is_told_to(package):
+    stop = threading.Event()
+    fn = package.functions["main"]
+    fn.run({"x0": X}, stop=stop)
+    stop.set()
+    with pytest.raises(CancelledError):
+        fn.run({"x0": X}, stop=stop)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what of a file is in memory")
+def test_weights_that_were_read_take_memory_once(tmp_path):
+    weight = RNG.standard_normal((2048, 1024)).astype(np.float16)
+    path = tmp_path / "p.mlpackage"
+    package = build(lambda x: mb.linear(x=x, weight=weight), tensor(1, 1024), path=path)
+    (file,) = path.rglob("weight.bin")
+    run(package, np.ones((1, 1024), np.float32))
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    _, _, mapped = maps.partition(str(file))
+    resident = int(mapped.partition("Rss:")[2].split()[0]) << 10
+    assert 0 < weight.nbytes <= file.stat().st_size
+    assert resident < weight.nbytes / 10

@@ -14,8 +14,9 @@ import numpy as np
 
 from macai.coreml.lower import mil_name
 from macai.coreml.sd.component import Component
+from macai.coreml.sd.precisions import PRECISIONS
 from macai.coreml.sd.runner import Runner
-from macai.coreml.sd.verify import LEAST_PSNR, PRECISIONS, psnr
+from macai.coreml.sd.verify import LEAST_PSNR, psnr
 from macai.coreml.watch import watching
 from macai.mil import Function
 from macai.mil.program import Operation

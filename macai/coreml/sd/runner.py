@@ -1,5 +1,6 @@
 """Packages run by macai's own runtime, those in two parts as Apple's package runs them."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ class Runner:
         precision: Precision = "fp32",
         function: str = "main",
         kept: dict[tuple[int, str], np.ndarray] | None = None,
+        stop: threading.Event | None = None,
     ) -> Result:
         """Run it; outputs are the last part's.
 
@@ -46,6 +48,7 @@ class Runner:
             precision: See mil.Function.run.
             function: Of each part.
             kept: Filled with values by the part's number and their names, those it has keys of.
+            stop: See mil.Function.run.
 
         Raises:
             PackageError: there is no such function, or it cannot be run on these inputs.
@@ -54,7 +57,7 @@ class Runner:
         for number, own in enumerate(self.parts(function)):
             given = {name: have[name] for name in own.inputs if name in have}
             names = {name: array for (part, name), array in (kept or {}).items() if part == number}
-            result = own.run(given, precision=precision, kept=names)
+            result = own.run(given, precision=precision, kept=names, stop=stop)
             if kept is not None:
                 kept |= {(number, name): array for name, array in names.items()}
             outputs = result.outputs

@@ -3,6 +3,7 @@
 Errors of a step are carried on by all that follow, so this sees what comparing calls does not.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.sd.component import Component
-from macai.coreml.sd.runner import Runner, in_batches
+from macai.coreml.sd.precisions import in_all
+from macai.coreml.sd.runner import Precision, Runner, in_batches
 from macai.coreml.sd.samples import Arrays
-from macai.coreml.sd.verify import PRECISIONS, cosine, psnr, reference
+from macai.coreml.sd.verify import cosine, psnr, reference
 from macai.diffusion.denoise import denoise
 from macai.diffusion.latents import drawing
 from macai.diffusion.random import Noise
@@ -91,20 +93,19 @@ class Trajectory:
             "steps", "guidance"; by precision "cosine" after each step, and "psnr" of the last
             latents in dB; "problems" in words.
         """
+
+        def taken(precision: Precision, stop: threading.Event) -> list[np.ndarray]:
+            def run(inputs: Arrays) -> np.ndarray:
+                return runner.run(inputs, precision=precision, stop=stop).outputs["noise_pred"]
+
+            return list(self.latents(run, f"{precision} trajectory", progress))
+
         report: dict[str, Any] = {"steps": self._course.steps, "guidance": self._guidance}
         problems = []
-        for precision in PRECISIONS:
-
-            def run(inputs: Arrays) -> np.ndarray:
-                return runner.run(inputs, precision=precision).outputs["noise_pred"]  # noqa: B023
-
-            cosines = []
-            for wanted, got in zip(
-                self._wanted, self.latents(run, f"{precision} trajectory", progress), strict=True
-            ):
-                cosines.append(cosine(got, wanted))
-            self.finals[precision] = got
-            report[precision] = {"cosine": cosines, "psnr": psnr(got, self._wanted[-1])}
+        for precision, latents in in_all(taken).items():
+            cosines = [cosine(*pair) for pair in zip(latents, self._wanted, strict=True)]
+            self.finals[precision] = latents[-1]
+            report[precision] = {"cosine": cosines, "psnr": psnr(latents[-1], self._wanted[-1])}
             if min(cosines) < LEAST_COSINE:
                 step = cosines.index(min(cosines)) + 1
                 problems.append(

@@ -1,5 +1,7 @@
 """Does a package compute what its module computes? Run by macai's own runtime, and compared."""
 
+import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,10 +10,10 @@ import mlx.nn as nn
 import numpy as np
 
 from macai.coreml.sd.component import Component
+from macai.coreml.sd.precisions import PRECISIONS, in_all
 from macai.coreml.sd.runner import Precision, Runner
 from macai.diffusion.models.sparing import in_strips
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 LEAST_PSNR = {"fp32": 60.0, "fp16": 60.0}
 """By arithmetic. In fp32 only weights are rounded; in fp16 every value is, after each operation."""
 MOST_PSNR = 200.0  # what equal arrays have
@@ -50,17 +52,21 @@ def compare(
         number of the sample that comes least close; "problems" in words.
     """
     outputs: dict[str, dict[str, dict[str, float]]] = {n: {} for n in component.outputs}
-    overflows, done, total = 0, 0, len(samples) * len(PRECISIONS)
     least = [np.inf] * len(samples)
-    for precision in PRECISIONS:
+    done, total = itertools.count(1), len(samples) * len(PRECISIONS)
+
+    def run(precision: Precision, stop: threading.Event) -> int:
+        overflows = 0
         for number, (sample, wanted) in enumerate(zip(samples, references, strict=True)):
-            result = runner.run(sample, precision=precision, function=function)
+            result = runner.run(sample, precision=precision, function=function, stop=stop)
             overflows += len(result.overflows)
             for name, array in wanted.items():
                 near = _note(outputs[name], precision, result.outputs[name], array)
                 least[number] = min(least[number], near - LEAST_PSNR[precision])
-            done += 1
-            progress(f"comparing {component.name}", done, total)
+            progress(f"comparing {component.name}", next(done), total)
+        return overflows
+
+    overflows = sum(in_all(run).values())
     return {
         "samples": len(samples),
         "worst": int(np.argmin(least)),
