@@ -1,5 +1,6 @@
 import _thread
 import threading
+import time
 
 import pytest
 from threadpoolctl import threadpool_info
@@ -51,10 +52,12 @@ def test_when_one_fails_the_others_are_told_to_stop(failing):
 
 
 def test_an_interrupted_program_tells_all_to_stop():
-    told = []
+    told, together = [], threading.Barrier(len(PRECISIONS), timeout=PATIENCE)
 
     def run(precision, stop):
+        together.wait()
         if precision == PRECISIONS[0]:
+            time.sleep(0.5)  # by then it waits for results
             _thread.interrupt_main()
         told.append(stop.wait(PATIENCE))
 
