@@ -1,4 +1,4 @@
-import _thread
+import signal
 import threading
 import time
 
@@ -58,7 +58,7 @@ def test_an_interrupted_program_tells_all_to_stop():
         together.wait()
         if precision == PRECISIONS[0]:
             time.sleep(0.5)  # by then it waits for results
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         told.append(stop.wait(PATIENCE))
 
     with pytest.raises(KeyboardInterrupt):
