@@ -13,6 +13,7 @@ Sizes are those of the published models, weights are float16. KIND is one of
     sd-turbo            SD Turbo: the same at 512x512, which predicts noise, in few steps
     sdxl                SDXL at full width: one transformer block in each of its stacks of up to
                         ten, a second text encoder of two layers in the place of 32
+    sdxl-deep           SDXL as it is: 7 GB of weights, and a machine of 24 GB to export them
 """
 
 import argparse
@@ -35,7 +36,7 @@ from macai.diffusion.tokenizer import ClipTokenizer
 
 Configs = dict[str, dict[str, Any]]
 _NARROW = {"block_out_channels": [32, 32, 64, 64]}
-_VERSIONS = {"sd2": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
+_VERSIONS = {"sd2": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl", "sdxl-deep": "sdxl"}
 KINDS: Mapping[str, Configs] = {
     "sd1": {},
     "sd1-inpaint": {"unet": {"in_channels": 9}},
@@ -58,6 +59,7 @@ KINDS: Mapping[str, Configs] = {
         "unet": {"transformer_layers_per_block": 1},
         "text_encoder_2": {"num_hidden_layers": 2},
     },
+    "sdxl-deep": {},
 }
 """What each kind changes of the configs of its version, by component."""
 CONTROLNET = "sd1-controlnet"

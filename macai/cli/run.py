@@ -53,6 +53,13 @@ def run(
     negative: Annotated[str, typer.Option(help="What the picture keeps away from.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="From noise to the picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly a picture follows --prompt.")] = 7.5,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="Of Stable Diffusion: swift (PNDM, which Apple's package takes by itself), "
+            "swift-dpm++, or another of macai image."
+        ),
+    ] = "swift",
     image: Annotated[
         Path | None, typer.Option(help="Of Stable Diffusion: a picture to start from.")
     ] = None,
@@ -81,6 +88,7 @@ def run(
         from macai.cli.run_sd import run_sd
 
         options = {"negative": negative, "steps": steps, "guidance": guidance, "seed": seed or 0}
+        options["scheduler"] = scheduler
         if adapter is not None:
             options["function"] = adapter
         if image is not None:

@@ -1,7 +1,7 @@
 """Schedulers: how a diffusion model's predictions lead from noise to a sample.
 
 One file a scheduler, each after a class of diffusers, whose defaults and options it reads from the
-model's scheduler_config.json; `swift` follows Apple's package instead.
+model's scheduler_config.json; `swift` and `swift-dpm++` follow Apple's package instead.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,6 +64,7 @@ SCHEDULERS: Mapping[str, Entry] = MappingProxyType(
         "lcm": Entry(LCMOptions, LCM),
         "tcd": Entry(TCDOptions, TCD, takes_eta=True),
         "swift": Entry(SwiftOptions, make_swift),
+        "swift-dpm++": Entry(SwiftOptions, make_swift, {"swift_scheduler": "dpmpp"}),
     }
 )
 

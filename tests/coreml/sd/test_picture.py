@@ -41,6 +41,12 @@ def test_negative_prompt_and_guidance_are_heeded(bundle, model):
     assert psnr(made(bundle, guidance=0.5), expected(model, guidance=0.5)) > 60
 
 
+def test_the_packages_take_the_other_scheduler_of_apples_package(bundle, model):
+    other = made(bundle, scheduler="swift-dpm++")
+    assert psnr(other, expected(model, scheduler="swift-dpm++")) > 60
+    assert psnr(other, made(bundle)) < 50
+
+
 @pytest.mark.slow
 def test_a_unet_of_one_row_makes_the_same_picture(bundle, model, tmp_path):
     export_tiny(model, tmp_path / "one", batch=1, timesteps=0)

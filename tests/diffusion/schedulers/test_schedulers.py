@@ -55,9 +55,13 @@ def test_apples_schedulers_end_where_diffusers_does_with_their_assumptions(kind)
     assert_ends_as(ours("swift", SD15 | {"swift_scheduler": kind}, 20), GOLDEN["swift"][kind])
 
 
+def test_apples_multistep_scheduler_has_a_name_of_its_own():
+    assert_ends_as(ours("swift-dpm++", SD15, 20), GOLDEN["swift"]["dpmpp"])
+
+
 def test_the_names_are_those_of_the_command_line():
-    names = "ddim pndm euler euler-a heun dpm++2m dpm++2m-karras dpm++sde unipc lcm tcd swift"
-    assert list(SCHEDULERS) == names.split()
+    names = "ddim pndm euler euler-a heun dpm++2m dpm++2m-karras dpm++sde unipc lcm tcd"
+    assert list(SCHEDULERS) == [*names.split(), "swift", "swift-dpm++"]
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

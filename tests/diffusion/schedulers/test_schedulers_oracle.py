@@ -334,7 +334,7 @@ def test_apples_dpm_runs_as_diffusers_does_down_to_the_least_sigma(spacing, opti
 
 
 def test_every_name_but_apples_is_compared():
-    assert {*CLASSES, "swift"} == set(SCHEDULERS)
+    assert {*CLASSES, "swift", "swift-dpm++"} == set(SCHEDULERS)
     assert {
         "dpm": DPM,
         "lcm": LCM,
