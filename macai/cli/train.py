@@ -32,7 +32,8 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A catalogue name, a folder, a .gguf file or a hub id; for pictures as in image."
+            help="A catalogue name, a folder, a .gguf file or a hub id; for pictures as in image. "
+            "Default: the recipe's."
         ),
     ] = None,
     data: Annotated[

@@ -25,13 +25,11 @@ class TrainingView(ABC):
 
     Attributes:
         unit: What is learnt from, and counted: a step's `real_tokens`.
-        kept: What is kept of the best step so far.
         digits: Of a loss after the point.
         speed: Digits of the speed after the point.
     """
 
     unit: ClassVar[str]
-    kept: ClassVar[str]
     digits: ClassVar[int]
     speed: ClassVar[int]
 
@@ -76,7 +74,7 @@ class TrainingView(ABC):
             self.bars.update(self.task, description=f"validating {event.done}/{event.total}")
         elif isinstance(event, Validated):
             self.valid = event.loss
-            kept = f", the best so far: {self.kept}" if event.best else ""
+            kept = ", the best so far: kept" if event.best else ""
             self.console.print(f"step {event.step}: validation loss {event.loss:.4f}{kept}")
             self.bars.update(self.task, description="training")
         else:
@@ -157,7 +155,6 @@ class TextTrainingView(TrainingView):
     """Of a language model."""
 
     unit = "tokens"
-    kept = "adapter saved"
     digits = 3
     speed = 0
 
@@ -209,7 +206,6 @@ class PictureTrainingView(TrainingView):
     """Of Stable Diffusion."""
 
     unit = "pictures"
-    kept = "kept"
     digits = 4
     speed = 2
 

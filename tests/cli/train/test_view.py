@@ -45,7 +45,7 @@ def test_a_step_is_said_with_loss_rate_gradient_speeds_and_memory(view):
     text = view.said.getvalue()
     assert "loss 2.000 (2.500 validated)" in text
     assert "rate 1.5e-04  gradient 0.512  1800 tokens/s of 2000 computed  2.1 GB" in text
-    assert "step 1: validation loss 2.5000, the best so far: adapter saved" in text
+    assert "step 1: validation loss 2.5000, the best so far: kept" in text
     assert "2/2" in text
     assert "margin" not in text
 
