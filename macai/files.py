@@ -92,7 +92,7 @@ def refuse_replacing(path: Path, *, force: bool, marks: Collection[str] = MARKS)
         raise OutputError(f"{path} is where you are", hint="choose another --out")
     if marks and not any((target / mark).is_file() for mark in marks):
         raise OutputError(
-            f"{path} holds neither a model nor a package: --force does not delete other files",
+            f"{path} holds neither a model nor a package: --force replaces no other folder",
             hint="choose another --out, or empty it yourself",
         )
 

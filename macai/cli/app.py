@@ -6,10 +6,8 @@ A command's file imports what is heavy inside its function, so that `--help` ans
 import errno
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -36,6 +34,7 @@ from macai.cli import (
     train,
     verify,
 )
+from macai.cli.interrupt import end_between_imports
 from macai.errors import MacaiError
 from macai.models.blas import load_fast_blas
 
@@ -107,7 +106,7 @@ def main() -> None:
     The exit code is 0, 1 for an error that macai explains, 2 for wrong usage, 130 after an
     interrupt and 143 after a SIGTERM. Anything else is a defect and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    end_between_imports()
     try:
         app(prog_name="macai")
     except MacaiError as e:
@@ -127,10 +126,6 @@ def main() -> None:
         raise
     finally:
         _flush_stdout()
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # an exception, so that temporary files and children are cleaned up
 
 
 def _flush_stdout() -> None:

@@ -55,8 +55,12 @@ def llm(
         str | None, typer.Option(help="What package and Swift code are called; else the model.")
     ] = None,
     context: Annotated[
-        int, typer.Option(help="The most tokens a conversation has; a multiple of 32.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            help="The most tokens a conversation has; a multiple of 32. Default: 1024, or what the "
+            "model knows if that is less."
+        ),
+    ] = None,
     profile: Annotated[
         str,
         typer.Option(
@@ -100,7 +104,9 @@ def llm(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the package with the model.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace --out, with all that is in it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Export a language model: a package with state, its contract, tokenizer and code for an app.
@@ -218,6 +224,7 @@ def _print(manifest: "Manifest", out: Path, reports: dict[str, dict[str, Any]]) 
         print_report(report)
     for text in manifest.unverified:
         print(f"not verified: {text}")
+    print(f"next: macai run {out} --prompt ...; macai doctor {out}", file=sys.stderr)
 
 
 def _print_range(manifest: "Manifest") -> None:

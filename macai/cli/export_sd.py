@@ -104,10 +104,12 @@ def sd(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the packages with the model.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace --out, with all that is in it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Export Stable Diffusion 1 or 2: packages with the names, inputs and outputs of Apple's own.
+    """Export Stable Diffusion 1, 2 or XL: packages with names, inputs and outputs of Apple's own.
 
     Text encoder, U-Net, decoder and encoder are run here, by macai's own runtime, and compared with
     the model; what does not agree is not kept. Core ML itself is not needed and not asked. Pictures
@@ -233,3 +235,4 @@ def _print(manifest: "SdManifest", out: Path, report: dict[str, Any]) -> None:
         print_report(report)
     else:
         print("not verified", file=sys.stderr)
+    print(f"next: macai doctor {out}; macai run {out} --prompt ...", file=sys.stderr)

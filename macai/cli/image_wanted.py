@@ -143,6 +143,8 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     if not (x and width.isdecimal() and height.isdecimal()):
         raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT", hint="for instance 640x512")
     sides = int(width), int(height)
+    if min(sides) < 1:
+        raise UsageError(f"--size {text}: no side may be 0", hint="for instance 640x512")
     if max(sides) > MAX_SIDE:
         raise UsageError(f"--size {text}: no side may be over {MAX_SIDE}", hint="use --enlarge")
     return sides

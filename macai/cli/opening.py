@@ -1,5 +1,6 @@
 """What the commands that let a model reply have in common: options, and opening the model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,3 +59,14 @@ def open_model(name: str, adapter: Path | None, seed: int | None = None) -> "Loa
     if seed is not None:
         mx.random.seed(seed)  # last: making a model draws random weights before it has its own
     return loaded
+
+
+def refuse_given(ctx: typer.Context, names: Iterable[str], what: str) -> None:
+    """Raise UsageError for options on the command line that mean nothing for `what`."""
+    from macai.errors import UsageError
+
+    for name in names:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is not for {what}", hint="leave it out")

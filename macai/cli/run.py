@@ -16,6 +16,7 @@ from macai.cli.opening import (
     SystemOption,
     TemperatureOption,
     TopPOption,
+    refuse_given,
 )
 
 if TYPE_CHECKING:
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
     from macai.generate.sample import Sampler
     from macai.models.load import Tokenized
 
+_OF_TEXT = ("runtime", "system", "raw", "max_tokens", "temperature", "top_p", "stop")
+_OF_PICTURES = (
+    *("out", "negative", "steps", "guidance", "scheduler"),
+    *("image", "strength", "mask", "control"),
+)
+
 
 def run(
+    ctx: typer.Context,
     package: Annotated[Path, typer.Argument(help="The bundle that macai export wrote.")],
     prompt: Annotated[
         str | None, typer.Option(help="What you say; - or nothing reads it from stdin.")
@@ -87,6 +95,7 @@ def run(
     if is_sd_bundle(package):
         from macai.cli.run_sd import run_sd
 
+        refuse_given(ctx, _OF_TEXT, "a bundle of Stable Diffusion")
         options = {"negative": negative, "steps": steps, "guidance": guidance, "seed": seed or 0}
         options["scheduler"] = scheduler
         if adapter is not None:
@@ -104,6 +113,7 @@ def run(
             as_json=as_json,
         )
         return
+    refuse_given(ctx, _OF_PICTURES, "a language model")
     import mlx.core as mx
 
     from macai.coreml.device import CoreMLRunner

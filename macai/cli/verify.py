@@ -15,10 +15,17 @@ from macai.cli.export_sd import (
     TrajectoryPromptOption,
     course,
 )
-from macai.cli.opening import AdapterOption, RuntimeOption
+from macai.cli.opening import AdapterOption, RuntimeOption, refuse_given
+
+_OF_TEXT = ("adapter", "functions_of", "text", "positions", "runtime")
+_OF_PICTURES = (
+    *("lora", "controlnet", "function", "strip"),
+    *("trajectory", "trajectory_guidance", "trajectory_prompt"),
+)
 
 
 def verify(
+    ctx: typer.Context,
     package: Annotated[Path, typer.Argument(help="The bundle that macai export wrote.")],
     against: Annotated[
         str, typer.Option("--against", help="The model: a name, a folder, a .gguf or a hub id.")
@@ -61,10 +68,13 @@ def verify(
     from macai.coreml.sd.manifest import is_sd_bundle
 
     if is_sd_bundle(package):
+        refuse_given(ctx, _OF_TEXT, "a bundle of Stable Diffusion")
+        _check_strip(strip, trajectory)
         way = course(trajectory, trajectory_guidance, trajectory_prompt)
         options = {"course": way, "strip": strip}
         _verify_sd(package, against, (lora, controlnet, function), options, as_json=as_json)
         return
+    refuse_given(ctx, _OF_PICTURES, "a language model")
     from macai.catalog import locate_model
     from macai.cli.export import print_report, read_text
     from macai.cli.progress import reporting
@@ -97,6 +107,20 @@ def verify(
         print_report(report)
     if not report["passed"]:
         raise typer.Exit(1)
+
+
+def _check_strip(strip: Path | None, trajectory: int) -> None:
+    """Refuse a strip that would not be written, or would replace a picture."""
+    from macai.diffusion.images import require_png
+    from macai.errors import OutputError, UsageError
+
+    if strip is None:
+        return
+    if not trajectory:
+        raise UsageError("--strip shows the end of a trajectory", hint="add --trajectory 20")
+    require_png(strip)
+    if strip.exists():
+        raise OutputError(f"{strip} exists already", hint="choose another --strip")
 
 
 def _verify_sd(

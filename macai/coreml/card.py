@@ -30,9 +30,10 @@ On any machine, with the runtime that comes with macai (numpy; slow, and indepen
 {app}{usage}
 ## What was verified
 
-`verify.json` has the comparison with the model that was made when the package was: the reference
-runtime against MLX, also with every value rounded to float16. It was not run by Core ML, nor on a
-device: check what your app shows, and on which compute units.
+`verify.json` has the comparison with the model that was made when the package was, unless the
+export was told to do without: the reference runtime against MLX, also with every value rounded to
+float16. It was not run by Core ML, nor on a device: check what your app shows, and on which
+compute units.
 {float16}{unverified}"""
 _SWIFT = """In an app: `Swift/` is a package with a typed, streaming `generate`; see its README.
 

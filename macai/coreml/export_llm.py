@@ -1,5 +1,6 @@
 """From a model's folder to a bundle that agrees with it: load, compress, write, compare."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from macai.coreml.fewer_bits import (
     replace_weights,
 )
 from macai.coreml.hot_swap import load_adapter_file, put_layers, random_layers
-from macai.coreml.llm import check_lengths
+from macai.coreml.llm import CONTEXT_MULTIPLE, check_lengths
 from macai.coreml.manifest import Manifest
 from macai.coreml.profiles import Profile
 from macai.coreml.profiles.gpu import GPU
@@ -30,6 +31,7 @@ from macai.models.load import LoadedModel, load_model
 from macai.models.lora import lora_layers
 
 Progress = Callable[[str, int, int], None]
+DEFAULT_CONTEXT = 1024
 PERPLEXITY_TOKENS = 512
 SLOT_POSITIONS = 24  # a matrix in a wrong place shows at any of them
 
@@ -45,7 +47,8 @@ class Export:
         adapters: Folders by name. One is fused, unless weights are kept; several get functions.
         slot: Room for an adapter at run time; none is fused then.
         profile: What it is for: see profiles.
-        context: The most positions, a multiple of 32.
+        context: The most positions, a multiple of 32; DEFAULT_CONTEXT if not given, or what the
+            model knows.
         prefill: Lengths of the prefill functions; the profile's own if not given.
         precision: "fp16" or "fp32".
         chunks: In how many packages; None: as few as the profile allows.
@@ -63,7 +66,7 @@ class Export:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     slot: SlotOptions | None = None
     profile: Profile = GPU
-    context: int = 1024
+    context: int | None = None
     prefill: Sequence[int] = ()
     precision: str = "fp16"
     chunks: int | None = None
@@ -94,6 +97,8 @@ def export_llm(
         ExportError: the package does not agree with the model, or too much was saved.
     """
     _check(export)
+    context = _context(export)
+    check_lengths(context, export.prefill)
     compression, price = _compressed(export, progress)
     loaded = load_model(export.path, as_stored=True)
     if export.fuses:
@@ -105,7 +110,7 @@ def export_llm(
         folder,
         name=export.name,
         source=export.source,
-        context=export.context,
+        context=context,
         profile=export.profile,
         prefill=export.prefill,
         precision=export.precision,
@@ -152,8 +157,24 @@ def reference(path: Path, adapter: Path | None) -> LoadedModel:
     return loaded
 
 
+def _context(export: Export) -> int:
+    """Return how many positions there are to be; no more than the model's config knows."""
+    config = json.loads((export.path / "config.json").read_text(encoding="utf-8"))
+    known = config.get("text_config", config).get("max_position_embeddings")
+    if known is None:
+        return export.context or DEFAULT_CONTEXT
+    most = known // CONTEXT_MULTIPLE * CONTEXT_MULTIPLE
+    if export.context is None:
+        return min(DEFAULT_CONTEXT, most)
+    if export.context > known:
+        raise UsageError(
+            f"a context of {export.context}, and this model is made for {known} tokens",
+            hint=f"--context {most}",
+        )
+    return export.context
+
+
 def _check(export: Export) -> None:
-    check_lengths(export.context, export.prefill)
     export.profile.check(export.weights, export.bits_per_weight)
     _check_profile(export)
     if export.slot is not None and export.adapters:

@@ -141,12 +141,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / FILE
     if not file.is_file():
-        hint = "give the folder that macai export llm wrote, with the package and more in it"
+        hint = "give the folder that macai export wrote, with the package and more in it"
         if folder.suffix == ".mlpackage" and folder.is_dir():
             bundle = folder.absolute().parent
             hint = f"that is the package alone: give the bundle it is in, {bundle}"
         raise PackageError(
-            f"{folder}: {'no ' + FILE + ' in it' if folder.is_dir() else 'no such folder'}",
+            f"{folder}: {_missing(folder)}",
             hint=hint,
         )
     try:
@@ -161,6 +161,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise PackageError(
             f"{file}: not a manifest: {type(e).__name__}: {e}", hint="export the bundle again"
         ) from e
+
+
+def _missing(folder: Path) -> str:
+    if folder.is_dir():
+        return f"no {FILE} in it"
+    return "a file, not a folder" if folder.exists() else "no such folder"
 
 
 def _manifest(value: Mapping[str, Any]) -> Manifest:

@@ -23,7 +23,7 @@ def user_prompt(
         UsageError: the text is empty or not valid Unicode, or there is no template for `system`.
     """
     if not text.strip():
-        raise UsageError("the prompt is empty", hint="give it as an argument, or on stdin")
+        raise UsageError("the prompt is empty", hint="say something, or pipe it in")
     if loaded.tokenizer.has_chat_template and not raw:
         messages = [Message(role="user", content=text)]
         if system is not None:

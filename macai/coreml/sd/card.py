@@ -21,6 +21,12 @@ def card(manifest: SdManifest) -> str:
         + " before they are decoded",
         f"- the U-Net predicts: {manifest.prediction_type}",
     ]
+    channels = manifest.unet_inputs()["sample"]["shape"][1]
+    if channels != _CHANNELS:
+        facts.append(
+            f"- the U-Net takes {channels} channels, and Apple's package feeds {_CHANNELS}: what "
+            "follows needs code of your own for its inputs"
+        )
     table = ["| package | inputs | outputs | size |", "|---|---|---|---|", *rows]
     use = _USE.format(
         scale=manifest.scaling_factor,
@@ -47,6 +53,7 @@ def _features(specs: dict[str, dict[str, object]]) -> str:
     return "<br>".join(f"`{n}` {s['dtype']} {s['shape']}" for n, s in specs.items())
 
 
+_CHANNELS = 4
 _USE = """\
 ## In an app
 
@@ -80,7 +87,8 @@ let images = try pipeline.generateImages(configuration: wanted)
 what is in `golden.safetensors`, and says how close the device comes to the model.
 
 Compiling, loading and running by Core ML were not tried where this was written: the packages were
-run by macai's own runtime, and compared with the model (verify.json). There is no safety checker.
+run by macai's own runtime and compared with the model (verify.json), unless the export was told to
+do without. There is no safety checker.
 """
 
 _FUNCTIONS = """

@@ -53,7 +53,7 @@ def compare(
     """
     outputs: dict[str, dict[str, dict[str, float]]] = {n: {} for n in component.outputs}
     least = [np.inf] * len(samples)
-    done, total = itertools.count(1), len(samples) * len(PRECISIONS)
+    done, total, lock = itertools.count(1), len(samples) * len(PRECISIONS), threading.Lock()
 
     def run(precision: Precision, stop: threading.Event) -> int:
         overflows = 0
@@ -63,10 +63,12 @@ def compare(
             for name, array in wanted.items():
                 near = _note(outputs[name], precision, result.outputs[name], array)
                 least[number] = min(least[number], near - LEAST_PSNR[precision])
-            progress(f"comparing {component.name}", next(done), total)
+            with lock:
+                progress(f"comparing {component.name}", next(done), total)
         return overflows
 
     overflows = sum(in_all(run).values())
+    outputs = {name: {kind: found[kind] for kind in PRECISIONS} for name, found in outputs.items()}
     return {
         "samples": len(samples),
         "worst": int(np.argmin(least)),

@@ -60,6 +60,7 @@ def test_what_is_there_is_replaced_only_when_asked(macai, model, tmp_path):
         (["--batch", "4"], "a U-Net of 4 rows"),
         (["--precision", "int8"], "unknown precision 'int8'"),
         (["--lora", "no.safetensors"], "no.safetensors"),
+        (["--size", "0x64"], "no side may be 0"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_nothing_is_left(
@@ -120,3 +121,34 @@ def test_the_way_from_noise_is_compared_and_shown_when_asked(macai, model, tmp_p
         assert strip.size == (4 * 32, 32)
     again = macai("verify", out, "--against", model, *way, "--json")
     assert json.loads(again.out)["trajectory"] == course
+
+
+def test_what_is_for_language_models_alone_is_refused(macai, model, tmp_path):
+    bundle = tmp_path / "bundle"
+    export_tiny(model, bundle, timesteps=0)
+    asked = macai("run", bundle, "--prompt", "an apple", "--max-tokens", 5)
+    assert asked.code == 1
+    assert "error: --max-tokens is not for a bundle of Stable Diffusion\n" in asked.err
+    asked = macai("verify", bundle, "--against", model, "--positions", 16)
+    assert (asked.code, "--positions is not for" in asked.err) == (1, True)
+
+
+def test_a_strip_replaces_no_picture_and_wants_a_trajectory(macai, model, tmp_path):
+    bundle, strip = tmp_path / "bundle", tmp_path / "mine.png"
+    export_tiny(model, bundle, timesteps=0)
+    options = ["verify", bundle, "--against", model, "--strip", strip]
+    alone = macai(*options)
+    assert (alone.code, "add --trajectory" in alone.err) == (1, True)
+    strip.write_bytes(b"mine")
+    replacing = macai(*options, "--trajectory", 2)
+    assert (replacing.code, "exists already" in replacing.err) == (1, True)
+    assert strip.read_bytes() == b"mine"
+
+
+def test_the_card_says_when_apples_package_cannot_feed_the_u_net(model, tmp_path):
+    wide = tiny_pipeline_dir(tmp_path / "m", in_channels=9)
+    for source, is_said in ((model, False), (wide, True)):
+        bundle = tmp_path / str(is_said)
+        export_tiny(source, bundle, timesteps=0)
+        card = (bundle / "README.md").read_text(encoding="utf-8")
+        assert ("takes 9 channels, and Apple's package feeds 4" in card) == is_said

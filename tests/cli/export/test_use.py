@@ -95,3 +95,34 @@ def test_a_broken_bundle_is_one_clear_error(macai, folder, bundle, tmp_path, com
     result = macai(command, bundle, *options)
     assert (result.code, result.out) == (1, "")
     assert result.err.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("verify", ["--lora", "ink.safetensors"]),
+        ("verify", ["--trajectory", "4"]),
+        ("run", ["--image", "photo.png"]),
+        ("run", ["--steps", "3"]),
+    ],
+)
+def test_what_is_for_pictures_alone_is_refused(macai, folder, bundle, command, options):
+    own = {"verify": ["--against", folder], "run": ["--prompt", "Hello"]}[command]
+    result = macai(command, bundle, *own, *options)
+    assert (result.code, result.out) == (1, "")
+    assert f"error: {options[0]} is not for a language model\n" in result.err
+
+
+def test_a_file_is_not_called_a_missing_folder(macai, bundle):
+    result = macai("run", bundle / "macai.json", "--prompt", "Hello")
+    assert (result.code, "a file, not a folder" in result.err) == (1, True)
+
+
+def test_a_context_beyond_the_models_own_is_refused(macai, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    known = config["max_position_embeddings"]
+    options = ["--model", folder, "--out", tmp_path / "b", "--no-verify"]
+    result = macai("export", "llm", *options, "--context", known + 32)
+    assert result.code == 1
+    assert f"this model is made for {known} tokens" in result.err
+    assert not (tmp_path / "b").exists()
