@@ -34,7 +34,7 @@ from macai.cli import (
     train,
     verify,
 )
-from macai.cli.interrupt import end_between_imports
+from macai.cli.interrupt import end_on_signal
 from macai.errors import MacaiError
 from macai.models.blas import load_fast_blas
 
@@ -106,7 +106,7 @@ def main() -> None:
     The exit code is 0, 1 for an error that macai explains, 2 for wrong usage, 130 after an
     interrupt and 143 after a SIGTERM. Anything else is a defect and keeps its traceback.
     """
-    end_between_imports()
+    end_on_signal()
     try:
         app(prog_name="macai")
     except MacaiError as e:

@@ -1,4 +1,4 @@
-"""Signals that end a command, kept while a module is being imported."""
+"""Signals that end a command, kept where an exception would be lost: in imports and finalisers."""
 
 import signal
 import sys
@@ -6,17 +6,17 @@ from types import FrameType
 from typing import NoReturn
 
 AGAIN_SECONDS = 0.05
-"""After which a signal that came in the middle of an import is tried again."""
+"""After which a signal that came at such a place is tried again."""
 _IMPORTS = "<frozen importlib."
 
 _waiting = signal.SIGINT
 
 
-def end_between_imports() -> None:
-    """Have SIGINT and SIGTERM raise KeyboardInterrupt and SystemExit, but not within an import.
+def end_on_signal() -> None:
+    """Have SIGINT and SIGTERM raise KeyboardInterrupt and SystemExit, but where they would be lost.
 
     Libraries catch whatever is raised while they are imported and go on without what they wanted,
-    or stay half imported: the signal would be lost, or the error be another one.
+    or stay half imported; Python prints what a `__del__` raises and goes on.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _end)
@@ -25,7 +25,7 @@ def end_between_imports() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    if _is_importing(frame):
+    if _is_lost(frame):
         global _waiting
         _waiting = signal.Signals(number)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
@@ -39,9 +39,11 @@ def _raise(number: int) -> NoReturn:
     sys.exit(128 + number)  # an exception, so that temporary files and children are cleaned up
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _is_lost(frame: FrameType | None) -> bool:
+    """Return whether an exception would not come out of a frame."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith(_IMPORTS):
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename.startswith(_IMPORTS):
             return True
         frame = frame.f_back
     return False
