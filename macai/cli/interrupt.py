@@ -3,7 +3,6 @@
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
 
 AGAIN_SECONDS = 0.05
 """After which a signal that came at such a place is tried again."""
@@ -29,14 +28,10 @@ def _end(number: int, frame: FrameType | None) -> None:
         global _waiting
         _waiting = signal.Signals(number)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-        return
-    _raise(number)
-
-
-def _raise(number: int) -> NoReturn:
-    if number == signal.SIGINT:
+    elif number == signal.SIGINT:
         raise KeyboardInterrupt
-    sys.exit(128 + number)  # an exception, so that temporary files and children are cleaned up
+    else:
+        sys.exit(128 + number)  # an exception, so that temporary files and children are cleaned up
 
 
 def _is_lost(frame: FrameType | None) -> bool:

@@ -60,10 +60,10 @@ def compare(
         for number, (sample, wanted) in enumerate(zip(samples, references, strict=True)):
             result = runner.run(sample, precision=precision, function=function, stop=stop)
             overflows += len(result.overflows)
-            for name, array in wanted.items():
-                near = _note(outputs[name], precision, result.outputs[name], array)
-                least[number] = min(least[number], near - LEAST_PSNR[precision])
             with lock:
+                for name, array in wanted.items():
+                    near = _note(outputs[name], precision, result.outputs[name], array)
+                    least[number] = min(least[number], near - LEAST_PSNR[precision])
                 progress(f"comparing {component.name}", next(done), total)
         return overflows
 

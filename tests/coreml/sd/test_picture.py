@@ -41,9 +41,10 @@ def test_negative_prompt_and_guidance_are_heeded(bundle, model):
     assert psnr(made(bundle, guidance=0.5), expected(model, guidance=0.5)) > 60
 
 
-def test_the_packages_take_the_other_scheduler_of_apples_package(bundle, model):
-    other = made(bundle, scheduler="swift-dpm++")
-    assert psnr(other, expected(model, scheduler="swift-dpm++")) > 60
+@pytest.mark.parametrize("name", ["swift-dpm++", "ddim"])
+def test_the_packages_take_another_scheduler(bundle, model, name):
+    other = made(bundle, scheduler=name)
+    assert psnr(other, expected(model, scheduler=name)) > 60
     assert psnr(other, made(bundle)) < 50
 
 
