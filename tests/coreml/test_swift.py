@@ -1,3 +1,8 @@
+"""The Swift package of a bundle: its contract, its templates, and that both parse.
+
+Long because one contract in Python and one in Swift are held against each other here.
+"""
+
 import json
 import re
 import shutil
